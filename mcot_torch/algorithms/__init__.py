@@ -1,0 +1,1 @@
+"""The paper's four algorithms, one file each, in its order."""

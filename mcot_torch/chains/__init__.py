@@ -1,0 +1,1 @@
+"""Exact mathematics of a finite chain: no learning, no sampling, float64."""

@@ -1,0 +1,11 @@
+"""The one error of the package that means: the input is wrong, and here is the way out."""
+
+__all__ = ["InputError"]
+
+
+class InputError(ValueError):
+    """Bad input from a user: a configuration, a file, a graph, a run folder.
+
+    Its message is one line that names the thing, the value, the rule and what to do. The command line prints it
+    without a traceback and exits with status 2.
+    """

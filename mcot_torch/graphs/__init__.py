@@ -1,0 +1,1 @@
+"""The state graph: data, no learning."""

@@ -1,0 +1,1 @@
+"""Models of p̂(next state | states so far)."""
