@@ -1,0 +1,198 @@
+"""Reasoner: a model of p̂(next state | states so far), the one thing that all four algorithms act on.
+
+A reasoner with `window` 1 sees the current state only, the paper's setting: it has a state kernel, and its walks are
+those of a table. With a longer window it has none, and `context_kernel` averages its predictions over sampled contexts.
+
+A softmax over N states never gives an impossible step probability 0, and a leak of 1e-5 a state swamps the true escape
+rate ε/M (THEORY section 3, "Softmax leak"). So a reasoner carries a support mask: *cut* predictions are a softmax over
+the supported steps, *raw* ones ignore the mask.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mcot_torch.errors import InputError
+from mcot_torch.walks import StepTable, TableWalker, Walker
+
+__all__ = ["Policy", "Reasoner", "load_reasoner"]
+
+Policy = Callable[[Tensor, Tensor], Tensor]
+"""Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
+
+_ROWS = 4096  # states a forward pass when a kernel is computed
+
+
+class Reasoner(nn.Module, ABC):
+    """Predicts the next of N states from the last `window` states; subclasses give `forward`.
+
+    Attributes:
+        n_states: N.
+        window: how many of the last states a prediction may depend on; 1 is the paper's setting.
+        support: (N, N) bool buffer, the steps that survived the cut, row = current state; all True before it.
+    """
+
+    support: Tensor
+    kinds: ClassVar[dict[str, type[Reasoner]]] = {}
+
+    def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind is not None:
+            Reasoner.kinds[kind] = cls
+            cls.kind = kind  # type: ignore[attr-defined]
+
+    def __init__(self, n_states: int, window: int = 1) -> None:
+        super().__init__()
+        self.n_states = n_states
+        self.window = window
+        self.register_buffer("support", torch.ones(n_states, n_states, dtype=torch.bool))
+
+    @abstractmethod
+    def forward(self, states: Tensor) -> Tensor:
+        """Raw logits (B, T, N) of the next state after each prefix of `states` (B, T) int64, T ≤ window."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments, JSON-serialisable."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.support.device
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    # ---- predictions --------------------------------------------------------------------------------------------
+
+    def log_probs(self, states: Tensor, cut: bool = True) -> Tensor:
+        """(B, T, N) log p̂(next | prefix); with `cut`, unsupported steps have logit −∞."""
+        logits = self(states)
+        if cut:
+            logits = logits.masked_fill(~self.support[states], -torch.inf)
+        return logits.log_softmax(-1)
+
+    def _require_window_1(self, what: str) -> None:
+        if self.window != 1:
+            raise ValueError(
+                f"{what} needs window 1, and this reasoner has window {self.window}: its next step depends on history; "
+                f"use context_kernel(paths) for predictions averaged over contexts"
+            )
+
+    @torch.no_grad()
+    def kernel(self, cut: bool = True) -> Tensor:
+        """(N, N) float64 p̂(y | x); `ValueError` unless the window is 1."""
+        self._require_window_1("kernel()")
+        states = torch.arange(self.n_states, device=self.device)
+        rows = []
+        for block in states.split(_ROWS):
+            logits = self(block[:, None])[:, 0].double()
+            if cut:
+                logits = logits.masked_fill(~self.support[block], -torch.inf)
+            rows.append(logits.softmax(-1))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def context_kernel(self, paths: Tensor, cut: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions averaged over the contexts in `paths` that end in the same state.
+
+        Args:
+            paths: (B, T) int64, T ≤ window; every prefix is a context.
+            cut: as in `log_probs`.
+
+        Returns:
+            kernel (N, N) float64, zero on rows without a context; visits (N,) float64, contexts that end in each state;
+            spread (N,) float64, mean total variation between a context's prediction and the row's average.
+        """
+        total = torch.zeros(self.n_states, self.n_states, dtype=torch.float64, device=self.device)
+        visits = torch.zeros(self.n_states, dtype=torch.float64, device=self.device)
+        spread = torch.zeros_like(visits)
+        blocks = paths.to(self.device).split(256)
+        for block in blocks:
+            total.index_add_(0, block.reshape(-1), self.log_probs(block, cut).double().exp().flatten(0, 1))
+            visits += torch.bincount(block.reshape(-1), minlength=self.n_states)
+        kernel = total / visits.clamp_min(1)[:, None]
+        for block in blocks:
+            distance = (self.log_probs(block, cut).double().exp() - kernel[block]).abs().sum(-1) / 2
+            spread.index_add_(0, block.reshape(-1), distance.reshape(-1))
+        return kernel, visits, spread / visits.clamp_min(1)
+
+    @torch.no_grad()
+    def cut_(self, kernel: Tensor, threshold: float) -> int:
+        """Drop the steps whose probability in `kernel` (N, N) is below `threshold`; returns how many are left.
+
+        Algorithm 1's cut between its two stages. A row keeps its likeliest step whatever the threshold.
+        """
+        keep = (kernel >= threshold) & self.support
+        keep[torch.arange(self.n_states), kernel.argmax(-1)] = True
+        self.support.copy_(keep)
+        return int(keep.sum())
+
+    # ---- walks --------------------------------------------------------------------------------------------------
+
+    def walker(self, start: Tensor, generator: torch.Generator, policy: Policy | None = None) -> Walker:
+        """Walkers of this reasoner from the (W,) `start` states; `policy` changes its predictions on the way."""
+        if self.window == 1:
+            return TableWalker(self.table(policy), start, generator)
+        from mcot_torch.reasoners.context import ContextWalker
+
+        return ContextWalker(self, start, generator, policy)
+
+    @torch.no_grad()
+    def table(self, policy: Policy | None = None) -> StepTable:
+        """The reasoner's cut kernel, changed by `policy`, as a table to walk on; window 1 only."""
+        kernel = self.kernel()
+        if policy is not None:
+            kernel = policy(torch.arange(self.n_states, device=self.device), kernel.log()).exp()
+        return StepTable.from_kernel(kernel)
+
+    def generate(self, start: Tensor, n_steps: int, generator: torch.Generator, policy: Policy | None = None) -> Tensor:
+        """(W, n_steps + 1) int64 chains of thought from the (W,) `start` states, starts included."""
+        walker = self.walker(start, generator, policy)
+        return torch.cat([walker.states[:, None], walker.advance(n_steps)], dim=1)
+
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.safetensors and model.json, each under a temporary name first."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors.tmp")
+        (folder / "model.json.tmp").write_text(json.dumps({"kind": self.kind, **self.settings()}, indent=2))  # type: ignore[attr-defined]
+        for name in ("model.safetensors", "model.json"):
+            (folder / (name + ".tmp")).replace(folder / name)
+
+
+def load_reasoner(folder: str | Path, device: torch.device | str = "cpu") -> Reasoner:
+    """Read what `Reasoner.save` wrote; `InputError` names the file and what is wrong. Nothing is unpickled."""
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / "model.json").read_text())
+        model = Reasoner.kinds[settings.pop("kind")](**settings)
+        tensors = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no model here ({Path(error.filename or folder).name} is missing)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: the model cannot be read ({type(error).__name__}: {error})") from None
+    expected = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
+    found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
+    if expected != found:
+        key = next(iter(k for k in {**expected, **found} if expected.get(k) != found.get(k)))
+        raise InputError(f"{folder}: model.safetensors does not fit model.json at {key}")
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{folder}: model.safetensors holds a non-finite number in {key}")
+    model.load_state_dict(tensors)
+    return model.to(device)

@@ -1,0 +1,82 @@
+"""ContextWalker: walks of a reasoner that reads its own history, with cached decoding.
+
+Contexts are those of training: a context grows from one state to `window` states; when it is full, the walker
+forgets the older half and goes on. Every prediction therefore depends on at most `window` states and at positions
+the model was trained on, and re-reading half a window costs as much as decoding it once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mcot_torch.reasoners.transformer import Cache, TransformerReasoner
+
+if TYPE_CHECKING:
+    from mcot_torch.reasoners.base import Policy, Reasoner
+
+__all__ = ["ContextWalker"]
+
+
+class ContextWalker:
+    """W walkers of a reasoner with window > 1, each with its own history."""
+
+    def __init__(
+        self, reasoner: Reasoner, start: Tensor, generator: torch.Generator, policy: Policy | None = None
+    ) -> None:
+        self._reasoner = reasoner
+        self._generator = generator
+        self._policy = policy
+        self._context = start.to(reasoner.device, torch.int64)[:, None]  # (W, T), T ≤ window
+        self._cache: Cache | None = None
+
+    @property
+    def states(self) -> Tensor:
+        """(W,) int64."""
+        return self._context[:, -1]
+
+    def _logits(self) -> Tensor:
+        """(W, N) logits after the whole context; reads only what the cache has not."""
+        if not isinstance(self._reasoner, TransformerReasoner):
+            return self._reasoner(self._context)[:, -1]
+        if self._cache is None:
+            self._cache = Cache(self._reasoner, len(self._context))
+        return self._reasoner(self._context[:, self._cache.length :], self._cache)[:, -1]
+
+    @torch.no_grad()
+    def advance(self, n_steps: int) -> Tensor:
+        """Sample `n_steps` steps from the cut predictions; returns (W, n_steps) int64."""
+        path = torch.empty(len(self._context), n_steps, dtype=torch.int64, device=self._context.device)
+        for t in range(n_steps):
+            path[:, t] = self._sample()
+            self._append(path[:, t])
+        return path
+
+    def _sample(self) -> Tensor:
+        states = self.states
+        log_p = self._logits().double().masked_fill(~self._reasoner.support[states], -torch.inf).log_softmax(-1)
+        if self._policy is not None:
+            log_p = self._policy(states, log_p)
+        cumulative = log_p.exp().cumsum(-1)  # (W, N)
+        uniform = torch.rand(len(states), 1, dtype=torch.float64, generator=self._generator, device=states.device)
+        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_max(cumulative.shape[1] - 1)
+
+    def _append(self, states: Tensor) -> None:
+        if self._context.shape[1] == self._reasoner.window:
+            self._context = self._context[:, -(self._reasoner.window // 2) :]
+            self._cache = None
+        self._context = torch.cat([self._context, states[:, None]], dim=1)
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with the walkers marked in `alive` only."""
+        self._context = self._context[alive]
+        if self._cache is not None:
+            self._cache.keep(alive)
+
+    def move(self, states: Tensor) -> None:
+        """Enter `states` as if they had been sampled."""
+        if self._cache is not None and self._cache.length < self._context.shape[1]:
+            self._logits()
+        self._append(states)

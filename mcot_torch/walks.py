@@ -1,0 +1,265 @@
+"""Walks of a finite chain: sampled paths, transition counts without paths, i.i.d. pairs, first hitting times.
+
+A `StepTable` holds a kernel in the two forms that samplers want: successor lists with their probabilities, and Walker's
+alias table (one uniform, one comparison a step). Uniforms are float64 throughout: with float32 a step of
+probability 1e-8 fires several times too often (THEORY 6.4).
+
+Three samplers, all exact in law:
+
+- `TableWalker` moves every walker one alias draw at a time and yields their states. On a CPU it steps in NumPy, which is
+  faster than torch for thousands of walkers; on a GPU it steps in torch.
+- `walk_counts` keeps no walkers at all. Walkers are exchangeable, so n of them in state x leave it as one
+  Multinomial(n, P(·|x)) draw: a step of a million walkers costs one draw an edge.
+- `pair_counts` draws Theorem 3.1's i.i.d. pairs as a multinomial a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mcot_torch.graphs.graph import MetastableGraph
+
+__all__ = ["StepTable", "TableWalker", "Walker", "first_hitting_times", "pair_counts", "walk_counts", "walk_paths"]
+
+_BLOCK = 256  # steps whose uniforms are drawn at once
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """A kernel as padded successor lists; N states, at most D successors a state.
+
+    Attributes:
+        successors: (N, D) int64; padding repeats a real successor.
+        probabilities: (N, D) float64; 0 on padding, rows sum to 1.
+    """
+
+    successors: Tensor
+    probabilities: Tensor
+
+    @classmethod
+    def from_graph(cls, graph: MetastableGraph, device: torch.device | str = "cpu") -> StepTable:
+        """The table of p^ε."""
+        return cls._from_csr(graph.indptr, graph.indices, graph.probabilities, device)
+
+    @classmethod
+    def from_kernel(cls, kernel: Tensor) -> StepTable:
+        """The table of a dense (N, N) kernel, on its device; entries equal to 0 are dropped."""
+        dense = kernel.detach().double().cpu().numpy()
+        rows, columns = np.nonzero(dense)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(dense)))])
+        return cls._from_csr(indptr, columns, dense[rows, columns], kernel.device)
+
+    @classmethod
+    def _from_csr(cls, indptr: NDArray, indices: NDArray, values: NDArray, device: torch.device | str) -> StepTable:
+        degree = np.diff(indptr)
+        if (degree == 0).any():
+            raise ValueError(f"state {int(np.flatnonzero(degree == 0)[0])} has no successor")
+        n, width = len(degree), int(degree.max())
+        columns = np.arange(len(indices)) - np.repeat(indptr[:-1], degree)
+        rows = np.repeat(np.arange(n), degree)
+        successors = np.repeat(indices[indptr[:-1]][:, None], width, axis=1)
+        probabilities = np.zeros((n, width))
+        successors[rows, columns] = indices
+        probabilities[rows, columns] = values
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        return cls(torch.from_numpy(successors).to(device), torch.from_numpy(probabilities).to(device))
+
+    @property
+    def n_states(self) -> int:
+        """N."""
+        return self.successors.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lies and its walks run."""
+        return self.successors.device
+
+    @cached_property
+    def alias(self) -> tuple[Tensor, Tensor]:
+        """Walker's alias table: accept (N·D,) float64 and outcome (N·D·2,) int64 as [alias, own] pairs."""
+        successors, probabilities = self.successors.cpu().numpy(), self.probabilities.cpu().numpy()
+        n, width = successors.shape
+        accept = probabilities * width
+        other = np.tile(np.arange(width), (n, 1))
+        for x in range(n):
+            row, partner = accept[x], other[x]
+            small = [j for j in range(width) if row[j] < 1.0]
+            large = [j for j in range(width) if row[j] >= 1.0]
+            while small and large:
+                j, i = small.pop(), large[-1]
+                partner[j] = i
+                row[i] -= 1.0 - row[j]
+                if row[i] < 1.0:
+                    small.append(large.pop())
+            row[small + large] = 1.0  # what rounding left over
+        outcome = np.stack([np.take_along_axis(successors, other, axis=1), successors], axis=-1)
+        return torch.from_numpy(accept.ravel()).to(self.device), torch.from_numpy(outcome.ravel()).to(self.device)
+
+    def to_edges(self, counts: Tensor) -> Tensor:
+        """(N, N) matrix of the (N, D) counts of each successor."""
+        matrix = torch.zeros(self.n_states, self.n_states, dtype=counts.dtype, device=counts.device)
+        return matrix.scatter_add_(1, self.successors, counts)
+
+
+class Walker(Protocol):
+    """Anything that moves walkers: a table, or a reasoner that reads its own history."""
+
+    @property
+    def states(self) -> Tensor:
+        """(W,) int64, where the walkers are."""
+
+    def advance(self, n_steps: int) -> Tensor:
+        """Move all walkers; returns (W, n_steps) the states entered."""
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with the walkers marked in (W,) bool `alive` only."""
+
+    def move(self, states: Tensor) -> None:
+        """Put the walkers on (W,) `states` by hand, as one more step of their histories."""
+
+
+class TableWalker:
+    """W walkers of a `StepTable`, each an independent chain."""
+
+    def __init__(self, table: StepTable, start: Tensor, generator: torch.Generator) -> None:
+        self._width = table.successors.shape[1]
+        self._accept, self._outcome = table.alias
+        self._states = start.to(table.device, torch.int64)
+        self._generator = generator
+
+    @property
+    def states(self) -> Tensor:
+        """(W,) int64."""
+        return self._states
+
+    def advance(self, n_steps: int) -> Tensor:
+        """Move all walkers `n_steps` steps; returns (W, n_steps) int64."""
+        device, n_walkers = self._states.device, len(self._states)
+        path = torch.empty(n_steps, n_walkers, dtype=torch.int64, device=device)
+        for first in range(0, n_steps, _BLOCK):
+            block = path[first : first + _BLOCK]
+            uniform = torch.rand(block.shape, dtype=torch.float64, generator=self._generator, device=device)
+            if device.type == "cpu":
+                self._step_numpy(uniform.numpy(), block.numpy())
+            else:
+                self._step_torch(uniform, block)
+            self._states = block[-1].clone()
+        return path.T
+
+    def _step_numpy(self, uniform: NDArray[np.float64], out: NDArray[np.int64]) -> None:
+        accept, outcome, width = self._accept.numpy(), self._outcome.numpy(), self._width
+        state = self._states.numpy()
+        uniform *= width
+        column = uniform.astype(np.int64)
+        uniform -= column
+        for t in range(len(out)):
+            cell = state * width
+            cell += column[t]
+            own = uniform[t] < accept.take(cell)
+            cell *= 2
+            cell += own
+            state = outcome.take(cell, out=out[t])
+
+    def _step_torch(self, uniform: Tensor, out: Tensor) -> None:
+        uniform *= self._width
+        column = uniform.long()
+        uniform -= column
+        state = self._states
+        for t in range(len(out)):
+            cell = state * self._width + column[t]
+            state = self._outcome[2 * cell + (uniform[t] < self._accept[cell])]
+            out[t] = state
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with the walkers marked in `alive` only."""
+        self._states = self._states[alive]
+
+    def move(self, states: Tensor) -> None:
+        """Put the walkers on `states`."""
+        self._states = states.clone()
+
+
+def walk_paths(table: StepTable, start: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+    """(W, n_steps + 1) int64 paths of the chain from the (W,) `start` states, starts included."""
+    walker = TableWalker(table, start, generator)
+    return torch.cat([walker.states[:, None], walker.advance(n_steps)], dim=1)
+
+
+def _multinomial(counts: Tensor, probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, D) float64 draws of Multinomial(counts[x], probabilities[x]): one conditional binomial a column."""
+    remaining = counts.clone()
+    tail = probabilities.flip(1).cumsum(1).flip(1)  # mass of this column and all after it, no subtraction
+    drawn = torch.zeros_like(probabilities)
+    for j in range(probabilities.shape[1]):
+        share = torch.where(tail[:, j] > 0, probabilities[:, j] / tail[:, j].clamp_min(1e-300), 0.0).clamp_max(1.0)
+        drawn[:, j] = torch.binomial(remaining, share, generator=generator)
+        remaining = remaining - drawn[:, j]
+    return drawn
+
+
+def walk_counts(table: StepTable, start: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+    """Transition counts of independent walks, without the walks.
+
+    Args:
+        table: the chain.
+        start: (N,) number of walkers that start in each state.
+        n_steps: steps of each walker.
+        generator: on the table's device.
+
+    Returns:
+        (N, N) float64 n(x, y), summing to `start.sum() * n_steps`; the joint law is that of the counts of
+        `start.sum()` independent walks.
+    """
+    occupied = start.to(table.device, torch.float64)
+    total = torch.zeros_like(table.probabilities)
+    for _ in range(n_steps):
+        drawn = _multinomial(occupied, table.probabilities, generator)
+        total += drawn
+        occupied = torch.zeros_like(occupied).scatter_add_(0, table.successors.ravel(), drawn.ravel())
+    return table.to_edges(total)
+
+
+def pair_counts(table: StepTable, n_pairs: int, generator: torch.Generator) -> Tensor:
+    """(N, N) float64 counts of `n_pairs` i.i.d. pairs X_0 ~ Unif(S), X_1 ~ p(·|X_0) (Theorem 3.1's setting)."""
+    uniform = torch.full((1, table.n_states), 1.0 / table.n_states, dtype=torch.float64, device=table.device)
+    starts = _multinomial(
+        torch.full((1,), float(n_pairs), dtype=torch.float64, device=table.device), uniform, generator
+    )
+    return table.to_edges(_multinomial(starts[0], table.probabilities, generator))
+
+
+def first_hitting_times(walker: Walker, target: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """First t ≥ 0 at which each walker stands in the target, by walking.
+
+    Args:
+        walker: W walkers at their starts; consumed.
+        target: (N,) bool.
+        horizon: steps after which a walker is given up.
+
+    Returns:
+        times (W,) int64, equal to `horizon` where censored, and censored (W,) bool.
+    """
+    device = target.device
+    times = torch.zeros(len(walker.states), dtype=torch.int64, device=device)
+    index = torch.arange(len(times), device=device)
+    alive = ~target[walker.states]
+    walker.keep(alive)
+    index, done = index[alive], 0
+    while done < horizon and len(index):
+        block = min(_BLOCK, horizon - done)
+        hits = target[walker.advance(block)]  # (W, block)
+        hit = hits.any(dim=1)
+        times[index[hit]] = done + 1 + hits[hit].to(torch.uint8).argmax(dim=1)
+        walker.keep(~hit)
+        index, done = index[~hit], done + block
+    times[index] = horizon
+    censored = torch.zeros(len(times), dtype=torch.bool, device=device)
+    censored[index] = True
+    return times, censored
