@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,27 +76,25 @@ class MetastableGraph:
         Values are p^0 for `dense` and w for `hard`. The entry state of a cluster is the single head of the hard
         edges into it, -1 where there are several or none.
         """
-        clusters = np.asarray(clusters, dtype=np.int64)
+        labels: NDArray[np.int64] = np.asarray(clusters, dtype=np.int64)
         source = np.concatenate([np.asarray(dense[0]), np.asarray(hard[0])]).astype(np.int64)
         target = np.concatenate([np.asarray(dense[1]), np.asarray(hard[1])]).astype(np.int64)
         value = np.concatenate([np.asarray(dense[2]), np.asarray(hard[2])]).astype(np.float64)
         is_hard = np.repeat([False, True], [len(dense[0]), len(hard[0])])
         order = np.lexsort((target, source))
-        n_states = len(clusters)
+        n_states = len(labels)
         if len(source) and not (0 <= min(source.min(), target.min()) and max(source.max(), target.max()) < n_states):
             raise InputError(f"an edge names a state outside 0 .. {n_states - 1}")
         indptr = np.concatenate([[0], np.cumsum(np.bincount(source, minlength=n_states))])
-        entries = np.full(int(clusters.max(initial=-1)) + 1, -1, dtype=np.int64)
-        for k in range(len(entries)):
-            heads = np.unique(target[is_hard & (clusters[target] == k)])
-            if len(heads) == 1:
-                entries[k] = heads[0]
+        if labels.min(initial=0) < 0:
+            raise InputError(f"state {labels.argmin()} lies in cluster {labels.min()}; clusters are numbered from 0")
+        entries = _entry_states(target[is_hard], labels)
         graph = cls(
             indptr.astype(np.int64),
             target[order],
             value[order],
             is_hard[order],
-            clusters,
+            labels,
             float(epsilon),
             entries,
             names,
@@ -144,7 +143,8 @@ class MetastableGraph:
     @cached_property
     def hard_weight(self) -> NDArray[np.float64]:
         """(N,) W_x, total weight of the hard edges that leave x."""
-        return np.bincount(self.sources[self.hard], self.weights[self.hard], minlength=self.n_states)
+        weight = np.bincount(self.sources[self.hard], self.weights[self.hard], minlength=self.n_states)
+        return weight.astype(np.float64)
 
     @property
     def epsilon_limit(self) -> float:
@@ -197,6 +197,8 @@ class MetastableGraph:
         """The state called `name`; `InputError` with the nearest name where there is none."""
         if str(name) in self._index:
             return self._index[str(name)]
+        if self.names is None:
+            raise InputError(f"unknown state {str(name)!r}: the states are numbered 0 .. {self.n_states - 1}")
         from difflib import get_close_matches
 
         near = get_close_matches(str(name), self._index, n=1)
@@ -277,6 +279,13 @@ class MetastableGraph:
         for cluster, entry in enumerate(self.entries):
             if entry != -1 and not (0 <= entry < n and self.clusters[entry] == cluster):
                 raise InputError(f"the entry state {entry} of cluster {cluster} does not lie in it")
+        expected = _entry_states(self.indices[self.hard], self.clusters)
+        if (expected != self.entries).any():
+            c = int(np.flatnonzero(expected != self.entries)[0])
+            raise InputError(
+                f"the entry state of cluster {c} is given as {self.entries[c]}, but by its hard edges it is {expected[c]} "
+                "(-1: not a single one)"
+            )
 
     def _check_connected(self) -> None:
         n = self.n_states
@@ -312,11 +321,13 @@ class MetastableGraph:
         """Write a compressed .npz (no pickle); the name appears only when the file is whole."""
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
-        arrays = {key: np.asarray(getattr(self, key), dtype=dtype) for key, dtype in _ARRAYS.items()}
+        arrays: dict[str, NDArray[Any]] = {
+            key: np.asarray(getattr(self, key), dtype=dtype) for key, dtype in _ARRAYS.items()
+        }
         if self.names is not None:
             arrays["names"] = np.array(self.names, dtype=np.str_)
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
         temporary.replace(path)
 
     @classmethod
@@ -331,12 +342,11 @@ class MetastableGraph:
                 names = tuple(str(name) for name in file["names"]) if "names" in file.files else None
         except FileNotFoundError:
             raise InputError(f"{path}: no such graph file") from None
-        except (OSError, EOFError, KeyError) as error:
-            raise InputError(f"{path}: not a readable graph file ({error})") from None
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: not a readable graph file ({error})") from None
+        except InputError:
+            raise
+        except Exception as error:  # a damaged archive raises half a dozen kinds, zlib's and zipfile's own among them
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(f"{path}: not a readable graph file ({reason})") from None
         for key, dtype in _ARRAYS.items():
             if arrays[key].dtype != dtype or arrays[key].ndim != (0 if key == "epsilon" else 1):
                 raise InputError(
@@ -348,3 +358,13 @@ class MetastableGraph:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return graph
+
+
+def _entry_states(heads: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K,) the single head of the hard edges into each cluster, -1 where there are several or none."""
+    heads = np.unique(heads)
+    n_heads = np.bincount(clusters[heads], minlength=int(clusters.max(initial=-1)) + 1)
+    entries = np.full(len(n_heads), -1, dtype=np.int64)
+    alone = heads[n_heads[clusters[heads]] == 1]
+    entries[clusters[alone]] = alone
+    return entries

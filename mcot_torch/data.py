@@ -1,0 +1,108 @@
+"""The dataset module: what the stages train on, sampled from a chain.
+
+Every dataset is addressed by step: item i is a function of (seed, i) alone. A run that is killed goes on at item i + 1
+with the very batches that it would have seen, and needs no saved loader. All of them yield the same pair, so that one
+objective serves both feeders (THEORY, "Counts are sufficient"):
+
+- `states` (B, T) int64, contexts: every prefix of a row is one;
+- `counts` (B, T, N), how often each next state was seen after each context.
+
+With window 1 a batch is the N states and the transition counts n(x, y) of all sampled walks: one forward pass over N
+states gives the identical gradient of one over every sampled step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mcot_torch.randomness import generator
+from mcot_torch.walks import StepTable, pair_counts, walk_counts, walk_paths
+
+__all__ = ["CountData", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+def count_batch(counts: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
+    """(N, N) transition counts as a batch of window 1: states (N, 1), counts (N, 1, N)."""
+    return torch.arange(len(counts), device=counts.device)[:, None], counts[:, None].to(dtype)
+
+
+def path_batch(paths: Tensor, n_states: int) -> Batch:
+    """(B, T + 1) paths as a batch: states (B, T), counts (B, T, N) with a one at each next state."""
+    return paths[:, :-1], F.one_hot(paths[:, 1:], n_states).float()
+
+
+def uniform_starts(n_walkers: int, n_states: int, seed_generator: torch.Generator) -> Tensor:
+    """(N,) float64: how many of `n_walkers` independent uniform starts fall on each state."""
+    device = seed_generator.device
+    starts = torch.randint(n_states, (n_walkers,), generator=seed_generator, device=device)
+    return torch.bincount(starts, minlength=n_states).double()
+
+
+class CountData(Dataset[Batch]):
+    """Transition counts of walks sampled once; every step sees all of them."""
+
+    def __init__(
+        self, table: StepTable, transitions: int, path_length: int, steps: int, seed: int, dtype: torch.dtype
+    ) -> None:
+        draw = generator(seed, "pretrain", "counts", device=table.device)
+        starts = uniform_starts(max(1, round(transitions / path_length)), table.n_states, draw)
+        self.counts = walk_counts(table, starts, path_length, draw)  # (N, N)
+        self.batch = count_batch(self.counts, dtype)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch
+
+
+class PairData(Dataset[Batch]):
+    """Fresh i.i.d. pairs X_0 ~ Unif(S), X_1 ~ p(·|X_0) at every step (Theorem 3.1's setting), as counts."""
+
+    def __init__(self, table: StepTable, pairs: int, steps: int, seed: int, dtype: torch.dtype) -> None:
+        self.table, self.pairs, self.steps, self.seed, self.dtype = table, pairs, steps, seed, dtype
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        draw = generator(self.seed, "pretrain", "pairs", step, device=self.table.device)
+        return count_batch(pair_counts(self.table, self.pairs, draw), self.dtype)
+
+
+class PathData(Dataset[Batch]):
+    """Fresh paths of `length` steps from uniform starts at every step, for a reasoner that reads its history."""
+
+    def __init__(self, table: StepTable, batch_size: int, length: int, steps: int, seed: int) -> None:
+        self.table, self.batch_size, self.length, self.steps, self.seed = table, batch_size, length, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def paths(self, step: int) -> Tensor:
+        """(batch_size, length + 1) int64, the paths of one step."""
+        draw = generator(self.seed, "pretrain", "paths", step, device=self.table.device)
+        starts = torch.randint(self.table.n_states, (self.batch_size,), generator=draw, device=self.table.device)
+        return walk_paths(self.table, starts, self.length, draw)
+
+    def __getitem__(self, step: int) -> Batch:
+        return path_batch(self.paths(step), self.table.n_states)
+
+
+class Steps(Dataset[int]):
+    """The numbers of the rounds, for a stage that samples its own data from the model it trains."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> int:
+        return step

@@ -1,0 +1,48 @@
+"""One progress bar for every stage: what runs, how far it is, the time left. Silent where nobody watches a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["Bar", "console", "progress_bar"]
+
+console = Console()
+
+
+class Bar:
+    """What a stage holds while its bar is on screen."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that `done` of the steps are done, and a short note behind the bar."""
+        self._progress.update(self._task, completed=done, note=note)
+
+
+@contextmanager
+def progress_bar(description: str, total: int, enabled: bool = True) -> Iterator[Bar]:
+    """A bar of `total` steps; it draws only on a terminal and only if `enabled`."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, note=""))

@@ -1,0 +1,232 @@
+"""The rim around the algorithms: Lightning drives devices, precision and strategies; this file does the rest.
+
+A stage is a `Stage` (a LightningModule with manual optimisation) over a dataset addressed by step. `fit` runs it, shows
+its bar, saves its state every few seconds and continues from the last state it finds. A state is one safetensors file
+(weights, optimiser, and JSON in its header), renamed into place: nothing is ever unpickled, and a killed stage ends
+with the numbers of one that was left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mcot_torch.progress import Bar, progress_bar
+from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.trainer_config import TrainerConfig
+
+__all__ = ["Context", "NonFiniteError", "Stage", "cosine", "fit", "load_state", "save_state"]
+
+Metrics = dict[str, float]
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite: names the stage, the step and the last good state."""
+
+
+@dataclass
+class Context:
+    """Around a stage: where its randomness comes from, where its state goes, who watches it.
+
+    Attributes:
+        seed: of the run.
+        folder: where the stage keeps its state; None keeps nothing.
+        trainer: devices and the like.
+        probe: exact comparisons with the truth, supplied by evaluation; called with the reasoner when metrics are logged.
+        report: receives each logged line, `{"step": ..., name: value}`.
+    """
+
+    seed: int = 0
+    folder: Path | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    probe: Callable[[Reasoner], Metrics] | None = None
+    report: Callable[[Metrics], None] | None = None
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Tensors and JSON as one safetensors file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    save_file(plain, temporary, metadata={"json": json.dumps(meta)})
+    temporary.replace(path)
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_state` wrote, or None where there is nothing."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+
+
+class Stage(L.LightningModule):
+    """One training stage: subclasses give `training_step`, which ends by calling `finish_step`.
+
+    Attributes:
+        reasoner: the model in training.
+        context: see `Context`.
+        step: batches finished so far, also over restarts.
+        history: the logged lines, also over restarts.
+    """
+
+    name = "stage"
+
+    def __init__(self, reasoner: Reasoner, context: Context, log_every: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.reasoner = reasoner
+        self.context = context
+        self.log_every = log_every
+        self.total = 0
+        self.step = 0
+        self.history: list[Metrics] = []
+        self.bar: Bar | None = None
+        self._pending: dict[str, Tensor] | None = None
+        self._saved_at = time.monotonic()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser; its learning rate is set at every step by `learning_rate`."""
+        raise NotImplementedError
+
+    def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None = None) -> None:
+        """One optimiser step on `loss`, which must be finite and have finite gradients."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.reasoner.parameters(), clip_norm or torch.inf)
+        if not bool(torch.isfinite(norm + loss.detach())):
+            where = f"the last good state is {self.state_path}" if self.state_path else "no state was kept"
+            raise NonFiniteError(
+                f"{self.name}: loss {float(loss):g} with gradient norm {float(norm):g} at step {self.step}; {where}; "
+                f"try a smaller {self.name}.learning_rate"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+
+    def finish_step(self, metrics: Callable[[], Metrics], note: str = "") -> None:
+        """Count the step; log when it is due; save when it is due."""
+        self.step += 1
+        if self.step % self.log_every == 0 or self.step == self.total:
+            line = {"step": self.step, **metrics()}
+            if self.context.probe is not None:
+                line |= self.context.probe(self.reasoner)
+            self.history.append(line)
+            if self.context.report is not None:
+                self.context.report(line)
+        if self.bar is not None:
+            self.bar.update(self.step, note)
+        if time.monotonic() - self._saved_at > self.context.trainer.save_every:
+            self.save()
+
+    # ---- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def state_path(self) -> Path | None:
+        """Where the state lies while the stage is under way."""
+        return self.context.folder / "state.safetensors" if self.context.folder else None
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors beside weights and optimiser that the stage needs to go on."""
+        return {}
+
+    def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the state, if the stage has a folder."""
+        if self.state_path is None:
+            return
+        tensors = {f"model.{key}": value for key, value in self.reasoner.state_dict().items()}
+        for index, slots in self.optimizers().state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
+        tensors |= {f"extra.{key}": value for key, value in self.extra_state().items()}
+        save_state(self.state_path, tensors, {"step": self.step, "total": self.total, "history": self.history})
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Take up the last state, if there is one."""
+        state = load_state(self.state_path) if self.state_path else None
+        if state is None:
+            return
+        self._pending, meta = state
+        self.step, self.history = meta["step"], meta["history"]
+        self.reasoner.load_state_dict(_part(self._pending, "model."))
+        self.load_extra_state(_part(self._pending, "extra."))
+
+    def on_train_start(self) -> None:
+        """The optimiser exists only now: give it its state back."""
+        if self._pending is None:
+            return
+        optimizer = self.optimizers()
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _part(self._pending, "optimizer.").items():
+            index, slot = key.split(".", 1)
+            state.setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self._pending = None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
+    """Run `stage` over `data` from where it stopped last; returns its history."""
+    config = stage.context.trainer
+    stage.total = len(data)  # type: ignore[arg-type]
+    stage.restore()
+    if stage.step >= stage.total:
+        return stage.history
+    trainer = _trainer(config)
+    loader = DataLoader(data, sampler=range(stage.step, stage.total), batch_size=None)
+    with progress_bar(stage.name, stage.total, config.progress) as stage.bar:
+        stage.bar.update(stage.step)
+        device = stage.reasoner.device
+        trainer.fit(stage, loader)
+        stage.reasoner.to(device)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    stage.bar = None
+    return stage.history
+
+
+def _trainer(config: TrainerConfig) -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        precision=config.precision,
+        deterministic=config.deterministic,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def cosine(step: int, total: int) -> float:
+    """Decay from 1 at step 0 to 0 at `total`."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
