@@ -10,24 +10,21 @@ __all__ = ["TrainerConfig"]
 
 @dataclass
 class TrainerConfig:
-    """Devices, precision, threads, and how often states are saved.
-
-    Attributes:
-        accelerator: "auto" means CUDA where there is one, else the CPU.
-        devices: number of devices.
-        strategy: Lightning strategy, such as "ddp"; "auto" for one device.
-        precision: of the network; the chain mathematics is float64 always.
-        threads: CPU threads of torch; more than one is often slower for models this small.
-        deterministic: bitwise the same numbers on a GPU too, at some cost.
-        save_every: seconds between two saved states of a stage.
-        progress: show progress bars on a terminal.
-    """
+    """Devices, precision, threads, and how often states are saved."""
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """ "auto" means CUDA where there is one, else the CPU."""
     devices: int = 1
+    """Number of devices."""
     strategy: str = "auto"
+    """Lightning strategy, such as "ddp"; "auto" for one device."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Of the network; the chain mathematics is float64 always."""
     threads: int = 1
+    """CPU threads of torch; more than one is often slower for models this small."""
     deterministic: bool = False
+    """Bitwise the same numbers on a GPU too, at some cost."""
     save_every: float = 20.0
+    """Seconds between two saved states of a stage."""
     progress: bool = True
+    """Show progress bars on a terminal."""

@@ -1,1 +1,16 @@
 """Models of p̂(next state | states so far)."""
+
+from mcot_torch.reasoners.base import Policy, Reasoner, load_reasoner
+from mcot_torch.reasoners.build import ReasonerConfig, build_reasoner
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.transformer import TransformerReasoner
+
+__all__ = [
+    "LinearReasoner",
+    "Policy",
+    "Reasoner",
+    "ReasonerConfig",
+    "TransformerReasoner",
+    "build_reasoner",
+    "load_reasoner",
+]

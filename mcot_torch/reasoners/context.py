@@ -61,7 +61,9 @@ class ContextWalker:
             log_p = self._policy(states, log_p)
         cumulative = log_p.exp().cumsum(-1)  # (W, N)
         uniform = torch.rand(len(states), 1, dtype=torch.float64, generator=self._generator, device=states.device)
-        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_max(cumulative.shape[1] - 1)
+        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_max(
+            cumulative.shape[1] - 1
+        )
 
     def _append(self, states: Tensor) -> None:
         if self._context.shape[1] == self._reasoner.window:

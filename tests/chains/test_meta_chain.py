@@ -6,6 +6,7 @@ from chain_support import Exact, clustered_graph, near, worst
 from mcot_torch.chains import escape_probability, meta_chain, pair_kernel, rescale, stationary_law
 from mcot_torch.chains.meta_chain import cluster_laws
 from mcot_torch.errors import InputError
+from mcot_torch.graphs.graph import MetastableGraph
 
 
 @pytest.mark.parametrize("epsilon", [1e-1, 1e-6, 1e-14])
@@ -42,6 +43,24 @@ def test_meta_chain_of_complete_clusters_as_epsilon_vanishes():
     for k in range(3):
         assert q[k, (k + 1) % 3] == near(1e-12 * w[k] / 2, rel=1e-9)
     assert (q > 0).all()  # also between clusters that share no edge
+
+
+@pytest.mark.parametrize(("n_clusters", "constant"), [(4, 2.0), (8, 1.5), (16, 17 / 12)])
+def test_uniform_escape_of_the_default_family(n_clusters, constant):
+    # A4 on circulant jumps +1, +2, -1 between complete clusters: min q* M/ε as ε -> 0. In that limit
+    # q*(l|k) = ε/M · 3 P_k(τ_l < τ̄_k) of the cluster-level walk; K = 4 is the complete graph: 3 · 2/3
+    M, epsilon = 5, 1e-10
+    inside, heads = np.nonzero(np.kron(np.eye(n_clusters), np.ones((M, M))))
+    k = np.repeat(np.arange(n_clusters), 3)
+    hard = (k * M + np.tile([1, 2, 3], n_clusters), (k + np.tile([1, 2, -1], n_clusters)) % n_clusters * M)
+    graph = MetastableGraph.from_edges(
+        (inside, heads, np.full(len(inside), 1 / M)),
+        (*hard, np.ones(len(k))),
+        np.repeat(np.arange(n_clusters), M),
+        epsilon,
+    )
+    q = meta_chain(graph)
+    assert q[~np.eye(n_clusters, dtype=bool)].min() * M / epsilon == near(constant, rel=1e-7)
 
 
 def test_pair_kernel_of_single_states_is_the_chain():

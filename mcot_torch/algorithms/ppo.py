@@ -1,0 +1,337 @@
+"""Algorithm 3, PPO-Clip: raise the probability of the hard steps to ε_max and forget nothing else.
+
+Two forms. The paper's (`sign_ascent`): sign-gradient ascent on the table, Â = 1{edge in Ê}, where counting updates is what
+ends at ε_max. The practical one (`ppo`), for any reasoner: Adam on the clipped surrogate with the reward
+r − λ_x log(p_old/p_ref), whose optimum with λ_x = 1/Λ_x *is* p^{ε_max} (see `prm.tilt`), so that no update need be counted.
+
+With window 1 the surrogate depends on a rollout only through, for each step (x, y), the sum of its positive and the
+sum of its negative advantages: the clip acts on a ratio that all those samples share. One forward pass over N states
+replaces one over every sampled step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcot_torch.algorithms.prm import PRM, tilt_strength
+from mcot_torch.algorithms.rewards import Rollout, discount, gae_rollout, kl_weight, one_step_rollout, soft_values
+from mcot_torch.data import Steps
+from mcot_torch.randomness import generator
+from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.scales import Scales
+from mcot_torch.training import Context, Metrics, Stage, cosine, fit
+
+__all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent"]
+
+
+@dataclass
+class PPOConfig:
+    """Algorithm 3."""
+
+    form: Literal["clip", "sign"] = "clip"
+    """ "clip" is the practical form for any reasoner; "sign" the paper's, for the linear reasoner only."""
+    reward: Literal["process", "outcome"] = "process"
+    """ "process" pays for each hard step that the PRM knows; "outcome" pays 1 for reaching X_out."""
+    rounds: int = 100
+    """Rollouts, each followed by `epochs` passes over it."""
+    epochs: int = 10
+    """Passes over a rollout."""
+    minibatches: int = 1
+    """Optimiser steps of a pass, over contexts reshuffled each time."""
+    transitions: int = 100_000
+    """Steps sampled in a rollout."""
+    path_length: int = 256
+    """Steps of each sampled walk with window 1; a longer window samples paths as long as itself."""
+    learning_rate: float = 3e-4
+    """Of Adam, decaying to 0 over the rounds."""
+    clip: float = 0.2
+    """c, the ratio is clipped to [1 − c, 1 + c]."""
+    kl_coefficient: float | None = None
+    """Λ; null means the value whose optimum is ε_max (process), or 0.05 (outcome)."""
+    gamma: float | None = None
+    """Discount; 0 is the one-step reward, which has a closed-form optimum. null means 0 (process), or 1 − 1/path_length (outcome)."""
+    gae_lambda: float = 0.95
+    """Λ of generalised advantage estimation, where gamma > 0."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus."""
+    target_kl: float | None = None
+    """Stop a round's epochs once the mean KL from its rollout policy exceeds this; null never stops."""
+    sign_step: float = 0.1
+    """Largest step η of the "sign" form."""
+    log_every: int = 5
+    """Rounds between two logged lines."""
+
+
+# ---- pure functions ---------------------------------------------------------------------------------------------
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """min(r Â, clip(r, 1 − c, 1 + c) Â) with r = exp(log_ratio), elementwise (Algorithm 3)."""
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def surrogate_of_rollout(log_p: Tensor, old_log_p: Tensor, rollout: Rollout, clip: float) -> Tensor:
+    """Sum of the clipped surrogate over a rollout: positive and negative advantages of a step share its ratio.
+
+    Args:
+        log_p: (B, T, N) of the policy in training.
+        old_log_p: (B, T, N) of the policy that sampled.
+        rollout: gain and loss, (B, T, N).
+        clip: c.
+
+    Returns:
+        Scalar, not yet divided by the number of samples.
+    """
+    taken = (rollout.counts > 0) & (old_log_p > -torch.inf)
+    log_ratio = torch.where(taken, log_p - old_log_p, 0.0)
+    gain = clipped_surrogate(log_ratio, rollout.gain, clip)
+    loss = clipped_surrogate(log_ratio, -rollout.loss, clip)
+    return torch.where(taken, gain + loss, 0.0).sum()
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """(...,) entropy in nats of (..., N) log-probabilities; a forbidden step counts 0, not NaN."""
+    return -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """(...,) exact KL(p ‖ q) in nats over the N next states."""
+    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+
+# ---- the paper's form -------------------------------------------------------------------------------------------
+
+
+def sign_ascent(reasoner: LinearReasoner, prm: PRM, scales: Scales, step: float = 0.1, clip: float = 0.2) -> int:
+    """Sign-gradient ascent on the table until its hard steps stand at ε_max (Proposition 3.4).
+
+    A sign step η adds 2η to the log-odds of a row's rewarded steps. With Λ the gap in log-odds, n = ⌈Λ/2η⌉ steps of
+    Λ/(2n) end on it exactly; a fixed step would overshoot.
+
+    Returns:
+        n, the number of updates: proportional to log(ε_max/ε).
+    """
+    reward = prm.mask(reasoner.device)
+    mass = (reasoner.kernel() * reward).sum(-1)
+    gap = torch.where(mass > 0, tilt_strength(mass, scales), 0.0)  # (N,)
+    n_updates = math.ceil(float(gap.max()) / (2 * step))
+    states = torch.arange(reasoner.n_states, device=reasoner.device)[:, None]
+    advantage = reward.to(torch.float64)
+    for _ in range(n_updates):
+        log_p = reasoner.log_probs(states)[:, 0]
+        old = log_p.detach()
+        ratio = torch.where(old > -torch.inf, log_p - old, 0.0)
+        objective = (old.exp() * clipped_surrogate(ratio, advantage, clip)).sum()
+        (gradient,) = torch.autograd.grad(objective, reasoner.logits)
+        with torch.no_grad():
+            reasoner.logits += gradient.sign() * (gap / (2 * n_updates))[:, None]
+    return n_updates
+
+
+# ---- the practical form -----------------------------------------------------------------------------------------
+
+
+class PPOStage(Stage):
+    """Rounds of: sample with the policy as it is, then climb the clipped surrogate for some epochs."""
+
+    name = "ppo"
+
+    def __init__(
+        self,
+        reasoner: Reasoner,
+        prm: PRM,
+        scales: Scales,
+        config: PPOConfig,
+        context: Context,
+        start: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> None:
+        super().__init__(reasoner, context, config.log_every)
+        self.config, self.prm, self.scales = config, prm, scales
+        self.reference = copy.deepcopy(reasoner).requires_grad_(False)
+        self.gamma = discount(config, reasoner)
+        self.env_steps = 0
+        self.start, self.target = start, target
+        self.values = torch.zeros(reasoner.n_states, dtype=torch.float64, device=reasoner.device)
+        self.walkers: Tensor | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.reasoner.parameters(), lr=self.config.learning_rate)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The reference, the values, the walkers, and the steps sampled so far."""
+        state = {f"reference.{key}": value for key, value in self.reference.state_dict().items()}
+        walkers = {} if self.walkers is None else {"walkers": self.walkers}
+        return {**state, **walkers, "values": self.values, "env_steps": torch.tensor(self.env_steps)}
+
+    def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take them back."""
+        reference = {k.removeprefix("reference."): v for k, v in tensors.items() if k.startswith("reference.")}
+        self.reference.load_state_dict(reference)
+        self.values, self.env_steps = tensors["values"].to(self.reasoner.device), int(tensors["env_steps"])
+        self.walkers = tensors.get("walkers")
+
+    def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
+        """(B, T) λ of each context."""
+        return kl_weight(log_ref, self.prm.mask(states.device)[states], self.scales, self.config)
+
+    def reward(self) -> Tensor:
+        """(N, N) float64 reward of each step, without the KL term."""
+        if self.config.reward == "process":
+            return self.prm.scores(self.reasoner.device)
+        return self.terminal().double().expand(self.reasoner.n_states, -1)
+
+    def terminal(self) -> Tensor:
+        """(N,) bool, where an episode ends: X_out with the outcome reward, nowhere with the process reward."""
+        if self.config.reward == "process":
+            return torch.zeros(self.reasoner.n_states, dtype=torch.bool, device=self.reasoner.device)
+        if self.start is None or self.target is None:
+            raise ValueError("ppo.reward: outcome needs a task: give start (N,) and target (N,)")
+        return self.target.to(self.reasoner.device)
+
+    @torch.no_grad()
+    def rollout(self, draw: torch.Generator) -> Rollout:
+        """Sample with the policy as it is, and weigh what was sampled."""
+        if self.gamma == 0:
+            return one_step_rollout(self.reasoner, self.reference, self.prm, self.scales, self.config, draw)
+        terminal = self.terminal()
+        if self.walkers is not None:
+            fresh = terminal[self.walkers.to(draw.device)]
+            walkers = torch.where(fresh, self._starts(len(fresh), draw), self.walkers.to(draw.device))
+        else:
+            length = self.config.path_length if self.reasoner.window == 1 else self.reasoner.window
+            walkers = self._starts(max(1, self.config.transitions // length), draw)
+        rollout, self.values, self.walkers = gae_rollout(
+            self.reasoner,
+            self.reference,
+            self.reward(),
+            terminal,
+            self.values.to(draw.device),
+            walkers,
+            self.kl_weight,
+            self.config,
+            draw,
+        )
+        return rollout
+
+    def _starts(self, n_walkers: int, draw: torch.Generator) -> Tensor:
+        law = self.start if self.start is not None else torch.ones(self.reasoner.n_states, dtype=torch.float64)
+        return torch.multinomial(law.to(draw.device), n_walkers, replacement=True, generator=draw)
+
+    def training_step(self, round_number: int) -> None:
+        """One round; `round_number` equals `self.step`."""
+        draw = generator(self.context.seed, "ppo", self.step, device=self.reasoner.device)
+        rollout = self.rollout(draw)
+        self.env_steps += rollout.n_samples
+        with torch.no_grad():
+            old = self.reasoner.log_probs(rollout.states)
+        rate = self.config.learning_rate * cosine(self.step, self.total)
+        stopped = False
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(rollout.states), generator=draw, device=draw.device)
+            for rows in order.chunk(self.config.minibatches):
+                stopped = self._improve(rollout.rows(rows), old[rows], rollout.n_samples, rate)
+                if stopped:
+                    break
+            if stopped:
+                break
+        self.finish_step(lambda: self._measure(rollout, old, rate))
+
+    def _improve(self, part: Rollout, old: Tensor, n_samples: int, rate: float) -> bool:
+        """One optimiser step on some contexts; True if the KL limit says to stop before it."""
+        log_p = self.reasoner.log_probs(part.states)
+        visits = part.counts.sum(-1)
+        if self.config.target_kl is not None:
+            moved = (kl_divergence(old, log_p.detach()) * visits).sum() / visits.sum().clamp_min(1)
+            if float(moved) > self.config.target_kl:
+                return True
+        share = self.config.minibatches / n_samples  # the whole rollout normalises, not the minibatch
+        loss = -surrogate_of_rollout(log_p, old, part, self.config.clip) * share
+        if self.config.entropy_coefficient:
+            loss = loss - self.config.entropy_coefficient * (entropy(log_p) * visits).sum() * share
+        self.update(loss, rate)
+        return False
+
+    @torch.no_grad()
+    def _measure(self, rollout: Rollout, old: Tensor, rate: float) -> Metrics:
+        log_p = self.reasoner.log_probs(rollout.states)
+        visits = rollout.counts.sum(-1)
+        weight = visits / visits.sum()
+        taken = (rollout.counts > 0) & (old > -torch.inf)
+        ratio = torch.where(taken, log_p - old, 0.0).exp()
+        clipped = ((ratio - 1).abs() > self.config.clip) & taken
+        metrics = {
+            "learning_rate": rate,
+            "env_steps": self.env_steps,
+            "mean_reward": rollout.mean_reward,
+            "explained_variance": rollout.explained_variance,
+            "approx_kl": float((kl_divergence(old, log_p) * weight).sum()),
+            "clip_fraction": float((clipped * rollout.counts).sum() / rollout.counts.sum()),
+            "entropy": float((entropy(log_p) * weight).sum()),
+            "tv_to_pretrained_max": float(
+                ((log_p.exp() - self.reference.log_probs(rollout.states).exp()).abs().sum(-1) / 2).max()
+            ),
+        }
+        return metrics | self._distance(rollout)
+
+    def _distance(self, rollout: Rollout) -> Metrics:
+        """How far the policy still is from the optimum of its objective, where that is known in closed form."""
+        if self.config.entropy_coefficient or self.prm.noise or (self.gamma and self.reasoner.window > 1):
+            return {}
+        log_ref = self.reference.log_probs(rollout.states).double()
+        weight = self.kl_weight(rollout.states, log_ref)
+        reward = self.reward()[rollout.states]
+        if self.gamma:
+            _, optimum = soft_values(log_ref[:, 0], reward[:, 0], self.terminal(), self.gamma, weight[:, 0])
+            optimum = optimum[:, None]
+        else:
+            optimum = (log_ref + reward / weight[..., None]).log_softmax(-1)
+        policy = self.reasoner.log_probs(rollout.states).double().exp()
+        distance = (policy - optimum.exp()).abs().sum(-1) / 2
+        return {"tv_to_optimum_max": float(distance[~self.terminal()[rollout.states]].max())}
+
+
+def ppo(
+    reasoner: Reasoner,
+    prm: PRM,
+    scales: Scales,
+    config: PPOConfig | None = None,
+    context: Context | None = None,
+    start: Tensor | None = None,
+    target: Tensor | None = None,
+) -> list[Metrics]:
+    """Algorithm 3 on `reasoner`, in place; what it was at the call is the reference p_ref.
+
+    Args:
+        reasoner: the pretrained model.
+        prm: M_s; its scores are the process reward.
+        scales: gives ε and ε_max.
+        config: see `PPOConfig`.
+        context: seed, folder, devices, watchers.
+        start: (N,) law of X_in, for the outcome reward.
+        target: (N,) bool, X_out, for the outcome reward.
+
+    Returns:
+        The logged lines.
+    """
+    config, context = config or PPOConfig(), context or Context()
+    if config.form == "sign":
+        if not isinstance(reasoner, LinearReasoner):
+            raise ValueError("ppo.form: sign is the paper's form for the linear reasoner; use form: clip for others")
+        updates = sign_ascent(reasoner, prm, scales, config.sign_step, config.clip)
+        line: Metrics = {"step": updates, "updates": updates}
+        if context.probe is not None:
+            line |= context.probe(reasoner)
+        if context.report is not None:
+            context.report(line)
+        return [line]
+    return fit(PPOStage(reasoner, prm, scales, config, context, start, target), Steps(config.rounds))

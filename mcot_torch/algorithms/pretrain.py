@@ -1,0 +1,152 @@
+"""Algorithm 1, two-stage pretraining: fit p̂ to sampled chains of thought, cut the improbable steps, fit again.
+
+The only stage that receives the graph. Theorem 3.1: before the cut sup|p̂ − p^ε| falls like a power of the number of
+steps; the cut at c_thres between ε/4 and ε/2 leaves exactly the support; after it the error falls exponentially.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mcot_torch.data import Batch, CountData, PairData, PathData
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.scales import Scales
+from mcot_torch.training import Context, Metrics, Stage, cosine, fit
+from mcot_torch.walks import StepTable
+
+__all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
+
+
+@dataclass
+class PretrainConfig:
+    """Algorithm 1."""
+
+    steps: int = 700
+    """T1, optimiser steps before the cut."""
+    steps_after_cut: int = 500
+    """T2, optimiser steps after it."""
+    threshold: float | None = None
+    """c_thres, steps less probable are cut; null means 0.35 ε times the smallest weight of a hard step."""
+    data: Literal["paths", "pairs"] = "paths"
+    """ "paths" samples chains of thought; "pairs" fresh i.i.d. pairs at every step (Theorem 3.1's setting)."""
+    transitions: int = 1_000_000_000
+    """With window 1, transitions sampled in all (paths) or at every step (pairs)."""
+    path_length: int = 256
+    """With window 1, steps of each sampled path."""
+    batch_size: int = 32
+    """With a longer window, paths at every step; they are as long as the window."""
+    optimizer: Literal["adam", "gd"] = "adam"
+    """ "adam", its rate decaying to 0, or "gd", the paper's gradient descent at a constant rate."""
+    learning_rate: float | None = None
+    """Null means 0.01 for the transformer, 0.1 for the table, N for "gd"."""
+    beta2: float = 0.95
+    """Of Adam; near 1 the hard steps learn slowly."""
+    log_every: int = 50
+    """Optimiser steps between two logged lines."""
+
+
+def negative_log_likelihood(log_p: Tensor, counts: Tensor) -> Tensor:
+    """Mean −log p̂ of the observed steps: L(W) of Algorithm 1 on a sample.
+
+    Args:
+        log_p: (..., N) log-probabilities, −inf where a step is cut.
+        counts: (..., N) how often each step was observed.
+
+    Returns:
+        Scalar; observations of cut steps are left out of it.
+    """
+    seen = (counts > 0) & (log_p > -torch.inf)
+    return -(torch.where(seen, log_p, 0.0) * counts).sum() / torch.where(seen, counts, 0.0).sum()
+
+
+def default_threshold(scales: Scales) -> float:
+    """c_thres = 0.35 ε min w, inside the paper's range (ε/4, ε/2)."""
+    return 0.35 * scales.epsilon * scales.smallest_weight
+
+
+def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
+    """Rates at which hard steps of a few thousandths are learned within a thousand steps."""
+    if optimizer == "gd":
+        return float(reasoner.n_states)
+    return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
+
+
+class PretrainStage(Stage):
+    """Gradient steps on the likelihood, with the cut after `config.steps` of them."""
+
+    name = "pretrain"
+
+    def __init__(self, reasoner: Reasoner, config: PretrainConfig, threshold: float, context: Context) -> None:
+        super().__init__(reasoner, context, config.log_every)
+        self.config = config
+        self.threshold = threshold
+        self.rate = config.learning_rate or default_learning_rate(reasoner, config.optimizer)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, or plain gradient descent."""
+        if self.config.optimizer == "gd":
+            return torch.optim.SGD(self.reasoner.parameters(), lr=self.rate)
+        return torch.optim.Adam(self.reasoner.parameters(), lr=self.rate, betas=(0.9, self.config.beta2))
+
+    def training_step(self, batch: Batch) -> None:
+        """One gradient step; the cut comes right before step T1."""
+        states, counts = batch
+        if self.step == self.config.steps:
+            self.cut(states)
+        loss = negative_log_likelihood(self.reasoner.log_probs(states).to(counts.dtype), counts)
+        decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
+        self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
+        self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
+
+    def cut(self, states: Tensor) -> None:
+        """Drop every step that the reasoner finds less probable than the threshold."""
+        if self.reasoner.window == 1:
+            kernel = self.reasoner.kernel()
+        else:
+            kernel, visits, _ = self.reasoner.context_kernel(states)
+            kernel[visits == 0] = 1.0
+        self.reasoner.cut_(kernel, self.threshold)
+
+
+def pretrain(
+    reasoner: Reasoner,
+    graph: MetastableGraph,
+    config: PretrainConfig | None = None,
+    context: Context | None = None,
+) -> list[Metrics]:
+    """Algorithm 1 on `reasoner`, in place.
+
+    Args:
+        reasoner: a fresh model over the graph's states.
+        graph: the true chain, sampled and never shown otherwise.
+        config: see `PretrainConfig`.
+        context: seed, folder, devices, watchers.
+
+    Returns:
+        The logged lines.
+    """
+    config, context = config or PretrainConfig(), context or Context()
+    threshold = config.threshold or default_threshold(Scales.of(graph, graph.epsilon))
+    stage = PretrainStage(reasoner, config, threshold, context)
+    data = _data(reasoner, graph, config, context.seed)
+    history = fit(stage, data)
+    stage.cut(data.paths(len(data))[:, :-1] if isinstance(data, PathData) else torch.empty(0))
+    return history
+
+
+def _data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, seed: int) -> Dataset[Batch]:
+    table = StepTable.from_graph(graph, reasoner.device)
+    steps = config.steps + config.steps_after_cut
+    if reasoner.window > 1:
+        return PathData(table, config.batch_size, reasoner.window, steps, seed)
+    dtype = next(reasoner.parameters()).dtype
+    if config.data == "pairs":
+        return PairData(table, config.transitions, steps, seed, dtype)
+    return CountData(table, config.transitions, config.path_length, steps, seed, dtype)

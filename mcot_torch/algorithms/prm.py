@@ -1,0 +1,150 @@
+"""The process reward model M_s: a score for each step of reasoning, 1 for a known hard step and 0 for any other.
+
+`PRM.from_search` is the pipeline's, made of what Algorithm 2 found. `PRM.simulated` is for experiments on what an
+imperfect reward does; it is the one place outside pretraining and evaluation that reads a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcot_torch.errors import InputError
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.randomness import generator
+from mcot_torch.reasoners.base import Policy
+from mcot_torch.scales import Scales
+
+__all__ = ["PRM", "guidance", "tilt", "tilt_strength"]
+
+
+class PRM:
+    """Scores of steps over N states.
+
+    Attributes:
+        n_states: N.
+        edges: (n, 2) int64, the steps taken to be hard.
+        noise: standard deviation of the error added to every score at every call.
+    """
+
+    def __init__(self, n_states: int, edges: Tensor, noise: float = 0.0, seed: int = 0) -> None:
+        self.n_states = n_states
+        self.edges = edges.to(torch.int64).reshape(-1, 2)
+        self.noise = noise
+        self._generator = generator(seed, "prm", "noise")
+
+    @classmethod
+    def from_search(cls, n_states: int, edges: Tensor) -> PRM:
+        """M_s of Algorithm 2: the hard steps that search found, (n, 2)."""
+        return cls(n_states, edges)
+
+    @classmethod
+    def simulated(
+        cls,
+        graph: MetastableGraph,
+        false_positive: float = 0.0,
+        false_negative: float = 0.0,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> PRM:
+        """The true hard steps with errors, drawn once for each edge.
+
+        Args:
+            graph: gives the truth.
+            false_positive: probability that an easy step is taken for a hard one.
+            false_negative: probability that a hard step is missed.
+            noise: standard deviation of the error that every score carries at every call.
+            seed: of the errors.
+        """
+        draw = np.random.default_rng([seed, 0xE0])
+        flip = draw.random(graph.n_edges) < np.where(graph.hard, false_negative, false_positive)
+        taken = graph.hard != flip
+        edges = np.stack([graph.sources[taken], graph.indices[taken]], axis=1)
+        return cls(graph.n_states, torch.from_numpy(edges), noise, seed)
+
+    def scores(self, device: torch.device | str = "cpu") -> Tensor:
+        """(N, N) float64: 1 on the known hard steps, 0 elsewhere, plus this call's noise."""
+        matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64)
+        matrix[self.edges[:, 0], self.edges[:, 1]] = 1.0
+        if self.noise > 0:
+            matrix += self.noise * torch.randn(matrix.shape, dtype=torch.float64, generator=self._generator)
+        return matrix.to(device)
+
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """(N, N) bool: the known hard steps."""
+        matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.bool, device=device)
+        edges = self.edges.to(device)
+        matrix[edges[:, 0], edges[:, 1]] = True
+        return matrix
+
+    def save(self, path: str | Path) -> None:
+        """Write the edges as text, a step a line."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        lines = "".join(f"{x},{y}\n" for x, y in self.edges.tolist())
+        temporary.write_text(f"# hard steps over {self.n_states} states\nsource,target\n{lines}")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, n_states: int) -> PRM:
+        """Read what `save` wrote; `InputError` names file and line."""
+        path = Path(path)
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: the hard steps found by search cannot be read ({error})") from None
+        edges = []
+        for number, line in enumerate(lines[2:], start=3):
+            parts = line.split(",")
+            if len(parts) != 2 or not all(p.isdigit() and len(p) < 12 and int(p) < n_states for p in parts):
+                raise InputError(f"{path} line {number}: {line[:40]!r} is not a pair of states below {n_states}")
+            edges.append([int(p) for p in parts])
+        return cls(n_states, torch.tensor(edges, dtype=torch.int64).reshape(-1, 2))
+
+
+def tilt_strength(hard_mass: Tensor, scales: Scales) -> Tensor:
+    """Λ_x = 1/λ_x, the gain in log-odds that takes a row's hard steps from ε to ε_max (THEORY, Algorithm 3).
+
+    With W_x = q/ε and q the hard mass of the row, Λ_x = log[ε_max (1 − W_x ε) / (ε (1 − W_x ε_max))]. A row whose steps
+    would pass one half at ε_max does not hold a rare step (a false positive of the PRM): it gets log(ε_max/ε).
+
+    Args:
+        hard_mass: (...,) reference probability of the known hard steps of each row.
+        scales: gives ε and ε_max.
+
+    Returns:
+        (...,) float64, in nats.
+    """
+    raised = hard_mass * (scales.epsilon_max / scales.epsilon)
+    plain = math.log(scales.epsilon_max / scales.epsilon)
+    exact = plain + torch.log1p(-hard_mass.clamp_max(0.5)) - torch.log1p(-raised.clamp_max(0.5))
+    return torch.where(raised < 0.5, exact, plain)
+
+
+def tilt(log_p: Tensor, scores: Tensor, known: Tensor, scales: Scales) -> Tensor:
+    """The maximiser of E_p[r] − λ_x KL(p ‖ p_ref): log p ∝ log p_ref + Λ_x r, the optimum that PPO climbs to.
+
+    With p_ref = p^ε and every hard step of the row known, it is p^{ε_max} exactly.
+
+    Args:
+        log_p: (..., N) log p_ref.
+        scores: (..., N) rewards r.
+        known: (..., N) bool, the known hard steps.
+        scales: gives ε and ε_max.
+    """
+    mass = torch.where(known, log_p.exp(), 0.0).sum(-1)
+    return (log_p + tilt_strength(mass, scales)[..., None] * scores).log_softmax(-1)
+
+
+def guidance(prm: PRM, scales: Scales, device: torch.device | str = "cpu") -> Policy:
+    """PRM-guided generation: a policy that raises the known hard steps to ε_max while the reasoner walks."""
+    known = prm.mask(device)
+
+    def policy(states: Tensor, log_p: Tensor) -> Tensor:
+        return tilt(log_p, prm.scores(device)[states], known[states], scales)
+
+    return policy

@@ -1,0 +1,202 @@
+"""Algorithm 2, sparse edge search: find the hard steps from the reasoner's own walks.
+
+A round draws a start X_0 and runs N walks from it. The states that most of them visit within T_0 steps are Ĉ, the
+estimate of the start's cluster; then each walk goes on until it leaves Ĉ, and the step that left is a vote for a hard
+step. Search receives a reasoner and four numbers, never a graph: Proposition 3.3 says that it finds E_s exactly at
+about the price of one unaided solve, Õ(KM/ε) transitions.
+
+Where the paper takes the union of the visited states, real sizes need a majority: with probability about
+N·T_0·n_out·ε/M a round, one walk escapes while Ĉ is still being collected. Walks that end outside Ĉ are dropped, and a
+step counts only if several rounds voted for it (THEORY section 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcot_torch.progress import progress_bar
+from mcot_torch.randomness import generator
+from mcot_torch.reasoners.base import Policy, Reasoner
+from mcot_torch.scales import Scales
+from mcot_torch.training import Context, load_state, save_state
+
+__all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
+
+_BLOCK = 256  # steps between two looks for walks that left
+_WALKERS = 4096  # walkers at once
+
+
+@dataclass
+class SearchConfig:
+    """Algorithm 2; null takes the default that THEORY.md derives from K, M and ε."""
+
+    rounds: int | None = None
+    """R, outer rounds; null means 3 K ln K."""
+    walks: int | None = None
+    """N, walks of a round; null means 3 ln K."""
+    cover_steps: int | None = None
+    """T_0, steps that collect the cluster; null means 2.5 M ln M."""
+    max_steps: int | None = None
+    """T_max, steps after which a walk that has not left is given up; null means M/ε."""
+    min_votes: int = 2
+    """Rounds that must have found a step before it counts."""
+    mode: Literal["prm", "rl"] = "prm"
+    """ "prm" collects the steps and leaves the reasoner alone; "rl" also runs Algorithm 3 as rounds find them."""
+
+
+@dataclass
+class SearchResult:
+    """What search found and what it cost.
+
+    Attributes:
+        edges: (n, 2) int64, Ê, the steps with enough votes.
+        votes: (n,) int64, rounds that voted for each.
+        transitions: steps walked in all.
+        history: a line for each chunk of rounds: rounds, transitions, edges.
+    """
+
+    edges: Tensor
+    votes: Tensor
+    transitions: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def resolve_search(config: SearchConfig, scales: Scales) -> SearchConfig:
+    """The configuration with every null replaced by its value."""
+    k, m = scales.n_clusters, max(2, scales.cluster_size)
+    return replace(
+        config,
+        rounds=config.rounds or math.ceil(3 * k * math.log(k)),
+        walks=config.walks or max(3, math.ceil(3 * math.log(k))),
+        cover_steps=config.cover_steps or math.ceil(2.5 * m * math.log(m)),
+        max_steps=config.max_steps or math.ceil(m / scales.epsilon),
+    )
+
+
+def estimate_cluster(visited: Tensor) -> Tensor:
+    """Ĉ: states that most walks visited; (..., N walks, S) bool -> (..., S) bool."""
+    return 2 * visited.sum(-2) > visited.shape[-2]
+
+
+def search_rounds(
+    reasoner: Reasoner,
+    starts: Tensor,
+    config: SearchConfig,
+    draw: torch.Generator,
+    policy: Policy | None = None,
+) -> tuple[list[set[tuple[int, int]]], int]:
+    """Several rounds at once, one from each of the (R,) `starts`.
+
+    Returns:
+        For each round the steps by which its walks left Ĉ, and the transitions walked in all.
+    """
+    assert config.walks and config.cover_steps and config.max_steps
+    n_rounds, n_walks, device = len(starts), config.walks, reasoner.device
+    walker = reasoner.walker(starts.repeat_interleave(n_walks), draw, policy)
+    visited = torch.zeros(n_rounds * n_walks, reasoner.n_states, dtype=torch.bool, device=device)
+    visited.scatter_(1, walker.states[:, None], True)
+    for first in range(0, config.cover_steps, _BLOCK):
+        visited.scatter_(1, walker.advance(min(_BLOCK, config.cover_steps - first)), True)
+    cluster = estimate_cluster(visited.view(n_rounds, n_walks, -1))  # (R, S)
+    transitions = n_rounds * n_walks * config.cover_steps
+
+    rounds = torch.arange(n_rounds, device=device).repeat_interleave(n_walks)
+    inside = cluster[rounds, walker.states]
+    walker.keep(inside)
+    rounds = rounds[inside]
+    found: list[set[tuple[int, int]]] = [set() for _ in range(n_rounds)]
+    done = config.cover_steps
+    while done < config.max_steps and len(rounds):
+        last = walker.states
+        path = walker.advance(min(_BLOCK, config.max_steps - done))  # (W, block)
+        outside = ~cluster[rounds[:, None], path]
+        left = outside.any(dim=1)
+        exit_at = outside.to(torch.uint8).argmax(dim=1)
+        transitions += int(torch.where(left, exit_at + 1, path.shape[1]).sum())
+        walk, at = left.nonzero()[:, 0], exit_at[left]
+        before = torch.where(at > 0, path[walk, (at - 1).clamp_min(0)], last[walk])
+        for r, x, y in torch.stack([rounds[walk], before, path[walk, at]], dim=1).tolist():
+            found[r].add((x, y))
+        walker.keep(~left)
+        rounds = rounds[~left]
+        done += path.shape[1]
+    return found, transitions
+
+
+def search(
+    reasoner: Reasoner,
+    scales: Scales,
+    config: SearchConfig | None = None,
+    context: Context | None = None,
+    on_round: Callable[[Tensor], None] | None = None,
+) -> SearchResult:
+    """Algorithm 2.
+
+    Args:
+        reasoner: walked on, and changed only by `on_round`.
+        scales: K, M, ε; they set the defaults of R, N, T_0 and T_max.
+        config: see `SearchConfig`.
+        context: seed, folder, watchers.
+        on_round: in RL mode, called after each round with the (n, 2) steps found so far; runs Algorithm 3. Walks of
+            later rounds avoid the steps that are known already, else the raised ones would spoil Ĉ.
+
+    Returns:
+        The steps found, their votes and the cost.
+    """
+    config, context = resolve_search(config or SearchConfig(), scales), context or Context()
+    assert config.rounds and config.walks
+    one_by_one = config.mode == "rl"
+    chunk = 1 if one_by_one else max(1, _WALKERS // config.walks)
+    votes: dict[tuple[int, int], int] = {}
+    transitions, done, history = 0, 0, []
+    path = context.folder / "state.safetensors" if context.folder and not one_by_one else None
+    if path is not None and (state := load_state(path)) is not None:
+        meta = state[1]
+        transitions, done, history = meta["transitions"], meta["done"], meta["history"]
+        votes = {(x, y): n for x, y, n in meta["votes"]}
+    with progress_bar("search", config.rounds, context.trainer.progress) as bar:
+        while done < config.rounds:
+            size = min(chunk, config.rounds - done)
+            draw = generator(context.seed, "search", done, device=reasoner.device)
+            starts = torch.randint(reasoner.n_states, (size,), generator=draw, device=reasoner.device)
+            known = _accepted(votes, config.min_votes)
+            policy = avoid(known, reasoner) if one_by_one and len(known) else None
+            found, cost = search_rounds(reasoner, starts, config, draw, policy)
+            for edges in found:
+                for edge in edges:
+                    votes[edge] = votes.get(edge, 0) + 1
+            transitions, done = transitions + cost, done + size
+            edges = _accepted(votes, config.min_votes)
+            line = {"step": done, "transitions": transitions, "edges": len(edges)}
+            history.append(line)
+            if context.report is not None:
+                context.report(line)
+            if on_round is not None and len(edges):
+                on_round(edges)
+            if path is not None:
+                meta = {"transitions": transitions, "done": done, "history": history}
+                save_state(path, {}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})
+            bar.update(done, f"{len(edges)} hard steps")
+    edges = _accepted(votes, config.min_votes)
+    return SearchResult(edges, torch.tensor([votes[x, y] for x, y in edges.tolist()]), transitions, history)
+
+
+def _accepted(votes: dict[tuple[int, int], int], min_votes: int) -> Tensor:
+    return torch.tensor(sorted(edge for edge, n in votes.items() if n >= min_votes), dtype=torch.int64).reshape(-1, 2)
+
+
+def avoid(edges: Tensor, reasoner: Reasoner) -> Policy:
+    """A policy that never takes the given steps: walks that stay among the easy ones."""
+    known = torch.zeros(reasoner.n_states, reasoner.n_states, dtype=torch.bool, device=reasoner.device)
+    known[edges[:, 0], edges[:, 1]] = True
+
+    def policy(states: Tensor, log_p: Tensor) -> Tensor:
+        return log_p.masked_fill(known[states], -torch.inf).log_softmax(-1)
+
+    return policy
