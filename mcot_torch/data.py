@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from mcot_torch.randomness import generator
 from mcot_torch.walks import StepTable, pair_counts, walk_counts, walk_paths
 
-__all__ = ["CountData", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
+__all__ = ["CountData", "PairCounts", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -93,6 +93,30 @@ class PathData(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         return path_batch(self.paths(step), self.table.n_states)
+
+
+class PairCounts(Dataset[Batch]):
+    """D_dist: pairs of clusters (ι(X_t), ι(X_{t+1})) along the teacher's chain, stays included, as counts.
+
+    Args:
+        counts: (N, N) transition counts of the chain.
+        labels: (N,) int64, ι.
+        steps: gradient steps.
+    """
+
+    def __init__(self, counts: Tensor, labels: Tensor, steps: int) -> None:
+        n_clusters = int(labels.max()) + 1
+        cells = (labels[:, None] * n_clusters + labels[None, :]).reshape(-1)
+        pairs = torch.zeros(n_clusters**2, dtype=torch.float64, device=counts.device)
+        self.counts = pairs.index_add_(0, cells, counts.reshape(-1)).view(n_clusters, -1)  # (K, K)
+        self.batch = count_batch(self.counts, torch.float64)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch
 
 
 class Steps(Dataset[int]):

@@ -212,6 +212,7 @@ def _trainer(config: TrainerConfig) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,

@@ -121,8 +121,8 @@ class Walker(Protocol):
     def keep(self, alive: Tensor) -> None:
         """Go on with the walkers marked in (W,) bool `alive` only."""
 
-    def move(self, states: Tensor) -> None:
-        """Put the walkers on (W,) `states` by hand, as one more step of their histories."""
+    def replace(self, states: Tensor) -> None:
+        """Overwrite where the walkers are, (W,): the last step went elsewhere than it was sampled."""
 
 
 class TableWalker:
@@ -181,8 +181,8 @@ class TableWalker:
         """Go on with the walkers marked in `alive` only."""
         self._states = self._states[alive]
 
-    def move(self, states: Tensor) -> None:
-        """Put the walkers on `states`."""
+    def replace(self, states: Tensor) -> None:
+        """Overwrite where the walkers are."""
         self._states = states.clone()
 
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import PRM, tilt_strength
 from mcot_torch.algorithms.rewards import Rollout, discount, gae_rollout, kl_weight, one_step_rollout, soft_values
 from mcot_torch.data import Steps
@@ -29,44 +28,6 @@ from mcot_torch.scales import Scales
 from mcot_torch.training import Context, Metrics, Stage, cosine, fit
 
 __all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent"]
-
-
-@dataclass
-class PPOConfig:
-    """Algorithm 3."""
-
-    form: Literal["clip", "sign"] = "clip"
-    """ "clip" is the practical form for any reasoner; "sign" the paper's, for the linear reasoner only."""
-    reward: Literal["process", "outcome"] = "process"
-    """ "process" pays for each hard step that the PRM knows; "outcome" pays 1 for reaching X_out."""
-    rounds: int = 100
-    """Rollouts, each followed by `epochs` passes over it."""
-    epochs: int = 10
-    """Passes over a rollout."""
-    minibatches: int = 1
-    """Optimiser steps of a pass, over contexts reshuffled each time."""
-    transitions: int = 100_000
-    """Steps sampled in a rollout."""
-    path_length: int = 256
-    """Steps of each sampled walk with window 1; a longer window samples paths as long as itself."""
-    learning_rate: float = 3e-4
-    """Of Adam, decaying to 0 over the rounds."""
-    clip: float = 0.2
-    """c, the ratio is clipped to [1 − c, 1 + c]."""
-    kl_coefficient: float | None = None
-    """Λ; null means the value whose optimum is ε_max (process), or 0.05 (outcome)."""
-    gamma: float | None = None
-    """Discount; 0 is the one-step reward, which has a closed-form optimum. null means 0 (process), or 1 − 1/path_length (outcome)."""
-    gae_lambda: float = 0.95
-    """Λ of generalised advantage estimation, where gamma > 0."""
-    entropy_coefficient: float = 0.0
-    """Weight of an entropy bonus."""
-    target_kl: float | None = None
-    """Stop a round's epochs once the mean KL from its rollout policy exceeds this; null never stops."""
-    sign_step: float = 0.1
-    """Largest step η of the "sign" form."""
-    log_every: int = 5
-    """Rounds between two logged lines."""
 
 
 # ---- pure functions ---------------------------------------------------------------------------------------------
@@ -153,10 +114,11 @@ class PPOStage(Stage):
         context: Context,
         start: Tensor | None = None,
         target: Tensor | None = None,
+        reference: Reasoner | None = None,
     ) -> None:
         super().__init__(reasoner, context, config.log_every)
         self.config, self.prm, self.scales = config, prm, scales
-        self.reference = copy.deepcopy(reasoner).requires_grad_(False)
+        self.reference = copy.deepcopy(reference or reasoner).requires_grad_(False)
         self.gamma = discount(config, reasoner)
         self.env_steps = 0
         self.start, self.target = start, target
@@ -308,8 +270,9 @@ def ppo(
     context: Context | None = None,
     start: Tensor | None = None,
     target: Tensor | None = None,
+    reference: Reasoner | None = None,
 ) -> list[Metrics]:
-    """Algorithm 3 on `reasoner`, in place; what it was at the call is the reference p_ref.
+    """Algorithm 3 on `reasoner`, in place.
 
     Args:
         reasoner: the pretrained model.
@@ -319,6 +282,7 @@ def ppo(
         context: seed, folder, devices, watchers.
         start: (N,) law of X_in, for the outcome reward.
         target: (N,) bool, X_out, for the outcome reward.
+        reference: p_ref; the reasoner as it is at the call unless another is given.
 
     Returns:
         The logged lines.
@@ -334,4 +298,4 @@ def ppo(
         if context.report is not None:
             context.report(line)
         return [line]
-    return fit(PPOStage(reasoner, prm, scales, config, context, start, target), Steps(config.rounds))
+    return fit(PPOStage(reasoner, prm, scales, config, context, start, target, reference), Steps(config.rounds))

@@ -6,13 +6,11 @@ steps; the cut at c_thres between ε/4 and ε/2 leaves exactly the support; afte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mcot_torch.algorithms.configs import PretrainConfig
 from mcot_torch.data import Batch, CountData, PairData, PathData
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners.base import Reasoner
@@ -22,34 +20,6 @@ from mcot_torch.training import Context, Metrics, Stage, cosine, fit
 from mcot_torch.walks import StepTable
 
 __all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
-
-
-@dataclass
-class PretrainConfig:
-    """Algorithm 1."""
-
-    steps: int = 700
-    """T1, optimiser steps before the cut."""
-    steps_after_cut: int = 500
-    """T2, optimiser steps after it."""
-    threshold: float | None = None
-    """c_thres, steps less probable are cut; null means 0.35 ε times the smallest weight of a hard step."""
-    data: Literal["paths", "pairs"] = "paths"
-    """ "paths" samples chains of thought; "pairs" fresh i.i.d. pairs at every step (Theorem 3.1's setting)."""
-    transitions: int = 1_000_000_000
-    """With window 1, transitions sampled in all (paths) or at every step (pairs)."""
-    path_length: int = 256
-    """With window 1, steps of each sampled path."""
-    batch_size: int = 32
-    """With a longer window, paths at every step; they are as long as the window."""
-    optimizer: Literal["adam", "gd"] = "adam"
-    """ "adam", its rate decaying to 0, or "gd", the paper's gradient descent at a constant rate."""
-    learning_rate: float | None = None
-    """Null means 0.01 for the transformer, 0.1 for the table, N for "gd"."""
-    beta2: float = 0.95
-    """Of Adam; near 1 the hard steps learn slowly."""
-    log_every: int = 50
-    """Optimiser steps between two logged lines."""
 
 
 def negative_log_likelihood(log_p: Tensor, counts: Tensor) -> Tensor:
@@ -103,7 +73,7 @@ class PretrainStage(Stage):
         loss = negative_log_likelihood(self.reasoner.log_probs(states).to(counts.dtype), counts)
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
         self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
-        self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
+        self.finish_step(lambda: {"loss": float(loss.detach()), "learning_rate": self.rate * decay})
 
     def cut(self, states: Tensor) -> None:
         """Drop every step that the reasoner finds less probable than the threshold."""

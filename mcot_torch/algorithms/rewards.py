@@ -12,20 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import PRM, tilt_strength
 from mcot_torch.data import count_batch, path_batch, uniform_starts
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.scales import Scales
 from mcot_torch.walks import walk_counts
-
-if TYPE_CHECKING:
-    from mcot_torch.algorithms.ppo import PPOConfig
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
 """λ of each context: (states (B, T), log p_ref (B, T, N)) -> (B, T)."""

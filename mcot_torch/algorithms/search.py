@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mcot_torch.algorithms.configs import SearchConfig
 from mcot_torch.progress import progress_bar
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
@@ -30,24 +30,6 @@ __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
 
 _BLOCK = 256  # steps between two looks for walks that left
 _WALKERS = 4096  # walkers at once
-
-
-@dataclass
-class SearchConfig:
-    """Algorithm 2; null takes the default that THEORY.md derives from K, M and ε."""
-
-    rounds: int | None = None
-    """R, outer rounds; null means 3 K ln K."""
-    walks: int | None = None
-    """N, walks of a round; null means 3 ln K."""
-    cover_steps: int | None = None
-    """T_0, steps that collect the cluster; null means 2.5 M ln M."""
-    max_steps: int | None = None
-    """T_max, steps after which a walk that has not left is given up; null means M/ε."""
-    min_votes: int = 2
-    """Rounds that must have found a step before it counts."""
-    mode: Literal["prm", "rl"] = "prm"
-    """ "prm" collects the steps and leaves the reasoner alone; "rl" also runs Algorithm 3 as rounds find them."""
 
 
 @dataclass

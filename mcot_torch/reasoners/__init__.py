@@ -3,6 +3,7 @@
 from mcot_torch.reasoners.base import Policy, Reasoner, load_reasoner
 from mcot_torch.reasoners.build import ReasonerConfig, build_reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.student import Student
 from mcot_torch.reasoners.transformer import TransformerReasoner
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Policy",
     "Reasoner",
     "ReasonerConfig",
+    "Student",
     "TransformerReasoner",
     "build_reasoner",
     "load_reasoner",

@@ -77,8 +77,6 @@ class ContextWalker:
         if self._cache is not None:
             self._cache.keep(alive)
 
-    def move(self, states: Tensor) -> None:
-        """Enter `states` as if they had been sampled."""
-        if self._cache is not None and self._cache.length < self._context.shape[1]:
-            self._logits()
-        self._append(states)
+    def replace(self, states: Tensor) -> None:
+        """Overwrite the last state of every context; the cache has not read it yet."""
+        self._context[:, -1] = states
