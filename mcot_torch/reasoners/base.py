@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,12 +104,15 @@ class Reasoner(nn.Module, ABC):
         return torch.cat(rows)
 
     @torch.no_grad()
-    def context_kernel(self, paths: Tensor, cut: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def context_kernel(
+        self, paths: Tensor, cut: bool = True, policy: Policy | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions averaged over the contexts in `paths` that end in the same state.
 
         Args:
             paths: (B, T) int64, T ≤ window; every prefix is a context.
             cut: as in `log_probs`.
+            policy: changes the predictions, as it does in `walker`.
 
         Returns:
             kernel (N, N) float64, zero on rows without a context; visits (N,) float64, contexts that end in each state;
@@ -118,14 +121,18 @@ class Reasoner(nn.Module, ABC):
         total = torch.zeros(self.n_states, self.n_states, dtype=torch.float64, device=self.device)
         visits = torch.zeros(self.n_states, dtype=torch.float64, device=self.device)
         spread = torch.zeros_like(visits)
-        blocks = paths.to(self.device).split(256)
-        for block in blocks:
-            total.index_add_(0, block.reshape(-1), self.log_probs(block, cut).double().exp().flatten(0, 1))
-            visits += torch.bincount(block.reshape(-1), minlength=self.n_states)
+
+        def predictions() -> Iterator[tuple[Tensor, Tensor]]:
+            for block in paths.to(self.device).split(256):
+                log_p = self.log_probs(block, cut).double().flatten(0, 1)
+                yield block.reshape(-1), (policy(block.reshape(-1), log_p) if policy else log_p).exp()
+
+        for states, p in predictions():
+            total.index_add_(0, states, p)
+            visits += torch.bincount(states, minlength=self.n_states)
         kernel = total / visits.clamp_min(1)[:, None]
-        for block in blocks:
-            distance = (self.log_probs(block, cut).double().exp() - kernel[block]).abs().sum(-1) / 2
-            spread.index_add_(0, block.reshape(-1), distance.reshape(-1))
+        for states, p in predictions():
+            spread.index_add_(0, states, (p - kernel[states]).abs().sum(-1) / 2)
         return kernel, visits, spread / visits.clamp_min(1)
 
     @torch.no_grad()

@@ -1,0 +1,277 @@
+"""The stages in order, over one run folder: graph -> pretrain -> search -> PPO -> distill -> evaluation.
+
+Each stage either finds its result in the folder or makes it; a stage that was killed goes on from its last state. Only
+pretraining receives the graph. What the others log about the truth comes from probes that evaluation supplies.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcot_torch.algorithms.distill import distill
+from mcot_torch.algorithms.ppo import ppo, sign_ascent
+from mcot_torch.algorithms.pretrain import pretrain
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.search import search
+from mcot_torch.chains import hitting_time
+from mcot_torch.config import Config, resolve_run_dir
+from mcot_torch.errors import InputError
+from mcot_torch.evaluation import make_probe
+from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
+from mcot_torch.progress import console
+from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.run_folder import RunFolder
+from mcot_torch.scales import Scales
+from mcot_torch.training import Metrics
+
+__all__ = ["Models", "Problem", "load_models", "pick_device", "prepare", "run"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a configuration poses: the graph, the task on it and its scales."""
+
+    graph: MetastableGraph
+    task: Task
+    scales: Scales
+
+    def hitting_time(self, epsilon: float) -> float:
+        """Exact E[τ] of the task at another ε, in steps."""
+        graph = self.graph.with_epsilon(epsilon)
+        return hitting_time(graph.to_scipy(), self.task.start, self.task.target, graph.clusters)
+
+
+@dataclass
+class Models:
+    """What the finished stages of a run made; None where a stage has not run."""
+
+    pretrained: Reasoner | None = None
+    prm: PRM | None = None
+    tuned: Reasoner | None = None
+    student: Student | None = None
+
+    def teacher(self, config: Config) -> Reasoner | None:
+        """The reasoner that the student was distilled from."""
+        return self.tuned if config.distill.teacher == "tuned" else self.pretrained
+
+
+def prepare(config: Config) -> Problem:
+    """Build and check everything that can be wrong before any work is done."""
+    graph = build_graph(config.graph)
+    epsilon_max = resolve_epsilon_max(config.graph, graph)
+    task = build_task(config.task, graph)
+    problem = Problem(graph, task, Scales.of(graph, epsilon_max))
+    problem.hitting_time(graph.epsilon)  # an unreachable target is an error now, not after the training
+    return problem
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device of a run; `auto` means CUDA where there is one, else the CPU."""
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError("trainer.accelerator is cuda, and torch sees no CUDA device; use auto or cpu")
+    use_cuda = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "auto" and not use_cuda and Path("/proc/driver/nvidia/version").exists():
+        console.print(
+            "[yellow]This machine has an NVIDIA driver, but torch is a build without CUDA: the GPU stays idle. "
+            "Install torch from the CUDA index named on pytorch.org.[/yellow]"
+        )
+    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+
+
+def run(config: Config, command: list[str]) -> Path:
+    """Run or continue the pipeline of `config`; returns the run folder.
+
+    Raises:
+        InputError: before any work, if anything in the configuration cannot be.
+    """
+    from mcot_torch.report import evaluate_run
+
+    torch.set_num_threads(config.trainer.threads)
+    problem = prepare(config)
+    device = pick_device(config.trainer.accelerator)
+    fresh = build_reasoner(config.reasoner, problem.graph.n_states, config.seed, device)
+    folder = RunFolder.open(resolve_run_dir(config), config, command)
+    problem.graph.save(folder.path / "graph.npz")
+    _introduce(problem, fresh, folder, device)
+    try:
+        _run_stages(config, problem, fresh, folder)
+        with folder_seconds(folder, "evaluate"):
+            evaluate_run(folder.path, log_to=folder)
+    finally:
+        folder.close()
+    console.print(f"\nCurves and figures:  tensorboard --logdir {folder.path}")
+    console.print(f"Evaluate again:      python evaluate.py {folder.path}")
+    return folder.path
+
+
+def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: torch.device) -> None:
+    graph, scales = problem.graph, problem.scales
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    console.print(f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}", highlight=False)
+    console.print(
+        f"Graph    N = {graph.n_states} states, K = {graph.n_clusters} clusters of at most M = {graph.cluster_size}, "
+        f"{int(graph.hard.sum())} hard steps, ε = {graph.epsilon:g}, ε_max = {scales.epsilon_max:g}",
+        highlight=False,
+    )
+    console.print(
+        f"Task     {problem.task.description}: exactly {problem.hitting_time(graph.epsilon):,.0f} steps, "
+        f"{problem.hitting_time(scales.epsilon_max):,.0f} at ε_max",
+        highlight=False,
+    )
+    kind = type(reasoner).__name__
+    console.print(f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters", highlight=False)
+
+
+@contextmanager
+def folder_seconds(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Note how long the body took, in the manifest."""
+    begin = time.perf_counter()
+    yield
+    folder.add_seconds(stage, time.perf_counter() - begin)
+
+
+def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFolder) -> None:
+    device = fresh.device
+    runners: dict[str, Callable[[Models], tuple[list[Metrics], dict]]] = {
+        "pretrain": lambda models: _pretrain(config, problem, fresh, folder),
+        "search": lambda models: _search(config, problem, models, folder),
+        "ppo": lambda models: _ppo(config, problem, models, folder),
+        "distill": lambda models: _distill(config, problem, models, folder),
+    }
+    _ = folder.writer  # the events of earlier processes, before any new one
+    for stage in config.stages:
+        if folder.is_finished(stage):
+            console.print(f"{stage:>8}  found in {folder.stage(stage)}", highlight=False)
+            continue
+        models = load_models(folder, problem, device)
+        begin = time.perf_counter()
+        with folder_seconds(folder, stage):
+            history, summary = runners[stage](models)
+        folder.finish(stage, history, **summary)
+        console.print(
+            f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}", highlight=False
+        )
+
+
+def _told(stage: str, history: list[Metrics], summary: dict) -> str:
+    """One line about what a stage did."""
+    last = history[-1] if history else {}
+    if stage == "search":
+        return f"{summary['edges']} hard steps in {summary['transitions']:,} transitions"
+    if stage == "distill":
+        return f"a student over {summary['n_clusters']} clusters"
+    if "hard_step_min" not in last:
+        return ""
+    low, high = last["hard_step_min"], last["hard_step_max"]
+    return f"hard steps between {low:.3g} and {high:.3g}, rows within TV {last['row_tv_max']:.2g}"
+
+
+def _pretrain(config: Config, problem: Problem, fresh: Reasoner, folder: RunFolder) -> tuple[list[Metrics], dict]:
+    context = folder.context("pretrain", config, make_probe(problem.graph))
+    history = pretrain(fresh, problem.graph, config.pretrain, context)
+    fresh.save(folder.stage("pretrain"))
+    return history, {}
+
+
+def _search(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
+    assert models.pretrained is not None
+    reasoner, on_round = models.pretrained, None
+    if config.search.mode == "rl":
+        reasoner = copy.deepcopy(models.pretrained)
+        on_round = _reinforce(config, problem, reasoner, models.pretrained)
+    result = search(reasoner, problem.scales, config.search, folder.context("search", config), on_round)
+    if not len(result.edges):
+        raise InputError(
+            f"search found no hard step in {result.transitions:,} transitions; try a larger search.rounds or "
+            f"search.max_steps, or a smaller search.min_votes"
+        )
+    PRM.from_search(problem.graph.n_states, result.edges).save(folder.stage("search") / "edges.csv")
+    if config.search.mode == "rl":
+        reasoner.save(folder.stage("search"))
+    return result.history, {"edges": len(result.edges), "transitions": result.transitions}
+
+
+def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], None]:
+    """Algorithm 3 after each round of search (RL mode): raises the steps that the round added."""
+    known: set[tuple[int, int]] = set()
+
+    def on_round(edges: Tensor) -> None:
+        new = [tuple(edge) for edge in edges.tolist() if tuple(edge) not in known]
+        if not new:
+            return
+        known.update(new)
+        if isinstance(reasoner, LinearReasoner) and config.ppo.form == "sign":
+            prm = PRM(problem.graph.n_states, torch.tensor(new))
+            sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
+        else:
+            short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
+            ppo(reasoner, PRM(problem.graph.n_states, edges), problem.scales, short, reference=reference)
+
+    return on_round
+
+
+def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
+    assert models.pretrained is not None
+    assert models.prm is not None
+    context = folder.context("ppo", config, make_probe(problem.graph, problem.scales.epsilon_max))
+    reasoner = copy.deepcopy(models.pretrained)
+    if config.search.mode == "rl":
+        reasoner = load_reasoner(folder.stage("search"), reasoner.device)
+        if config.ppo.form == "sign":  # RL mode has raised every step already
+            reasoner.save(folder.stage("ppo"))
+            return [{"step": 0, **context.probe(reasoner)}], {}  # type: ignore[misc]
+    start = torch.from_numpy(problem.task.start)
+    target = torch.zeros(problem.graph.n_states, dtype=torch.bool)
+    target[torch.from_numpy(np.ascontiguousarray(problem.task.target))] = True
+    history = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
+    reasoner.save(folder.stage("ppo"))
+    return history, {}
+
+
+def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
+    teacher = models.teacher(config)
+    assert teacher is not None
+    assert models.prm is not None
+    student, history = distill(teacher, models.prm, problem.scales, config.distill, folder.context("distill", config))
+    student.save(folder.stage("distill"))
+    student.graph().save(folder.stage("distill") / "graph.npz")
+    return history, {"n_clusters": student.n_states}
+
+
+def load_models(folder: RunFolder, problem: Problem, device: torch.device | str = "cpu") -> Models:
+    """The models of a run's finished stages.
+
+    Raises:
+        InputError: a model that does not fit the graph, naming both.
+    """
+    models = Models()
+    n = problem.graph.n_states
+
+    def fitting(stage: str) -> Reasoner:
+        model = load_reasoner(folder.stage(stage), device)
+        size = len(model.labels) if isinstance(model, Student) else model.n_states
+        if size != n:
+            raise InputError(f"{folder.stage(stage)}: the model has {size} states and the run's graph has {n}")
+        return model
+
+    if folder.is_finished("pretrain"):
+        models.pretrained = fitting("pretrain")
+    if folder.is_finished("search"):
+        models.prm = PRM.load(folder.stage("search") / "edges.csv", n)
+    if folder.is_finished("ppo"):
+        models.tuned = fitting("ppo")
+    if folder.is_finished("distill"):
+        student = fitting("distill")
+        assert isinstance(student, Student)
+        models.student = student
+    return models
