@@ -1,9 +1,9 @@
 """The whole configuration of a run, how it is read, and what it must satisfy.
 
-Each part's dataclass stands beside the code that it configures; this file composes them, reads YAML files and the
-command line into them (jsonargparse) and holds the domain of every number in one table. Bad input of any kind is an
-`InputError` of one line, which cli.py prints. Nothing here imports Lightning, so that --help and mistakes are answered
-at once; what depends on the graph (ε_max, clusters, names of states) is checked when the graph is built.
+Each part's dataclass stands beside the code that it configures; this file composes them and holds the domain of every
+number in one table. What depends on the graph (ε_max, clusters, names of states) is checked when the graph is built. Bad
+input is an `InputError` of one line, which cli.py prints. Nothing here imports Lightning, so that --help and mistakes are
+answered at once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import difflib
 import hashlib
 import json
 import math
-import re
-import types
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from mcot_torch.algorithms.configs import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
+from mcot_torch.arguments import Parser
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.build import GraphConfig
 from mcot_torch.graphs.task import TaskConfig
@@ -101,10 +98,10 @@ class EvaluateOptions:
     """Monte Carlo walks of each model; null for the run's own number."""
     seed: int | None = None
     """Of the walks; null for the run's own."""
-    figures: bool = True
-    """Draw the figures."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """ "auto" means CUDA where there is one, else the CPU."""
+    figures: bool | None = None
+    """Draw the figures; null for the run's own choice."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """ "auto" means CUDA where there is one, else the CPU; null for the run's own choice."""
 
 
 _IDENTITY = ("seed", "graph", "task", "reasoner", "pretrain", "search", "ppo", "distill")  # what decides the numbers
@@ -250,33 +247,25 @@ def _check_combinations(config: Config) -> None:
 
 # ---- reading ----------------------------------------------------------------------------------------------------
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 _TRAIN = "Train a reasoner on a state graph: pretrain, search, PPO-Clip, distill; then hold all of it against the exact chain."
 _EVALUATE = "Recompute and draw the evaluation of a run."
 
 
-def parse_train(argv: Sequence[str]) -> Config:
+def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
     """The configuration that train.py is given: YAML files by --config, then the command line, checked.
 
     Raises:
         InputError: one line; nothing has been written.
         SystemExit: 0, after --help or --print_config.
     """
-    parser = _Parser("train.py", _TRAIN, Config)
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file of settings; may be repeated.")
-    argv = parser.spelled_out(argv)
-    for file in _values(argv, "--config"):
-        parser.check_file(file)
-    config = parser.read(argv)
+    config: Config = Parser(prog, _TRAIN, Config, files=True).read(argv)
     check(config)
     return config
 
 
-def parse_evaluate(argv: Sequence[str]) -> EvaluateOptions:
+def parse_evaluate(argv: Sequence[str], prog: str = "evaluate.py") -> EvaluateOptions:
     """What evaluate.py is asked to do; raises as `parse_train`."""
-    parser = _Parser("evaluate.py", _EVALUATE, EvaluateOptions)
-    options = parser.read(parser.spelled_out(argv))
+    options: EvaluateOptions = Parser(prog, _EVALUATE, EvaluateOptions).read(argv)
     for key, least in (("walks", 1), ("seed", 0)):
         value = getattr(options, key)
         if value is not None and value < least:
@@ -289,144 +278,6 @@ def load_config(path: Path) -> Config:
     return parse_train(["--config", str(path)])
 
 
-class _Parser(ArgumentParser):
-    """jsonargparse over one dataclass; each of its complaints becomes an `InputError` that a user can act on."""
-
-    def __init__(self, prog: str, description: str, target: type) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.target = target
-        self.types = _key_types(target)
-        self.add_class_arguments(target, as_positional=True)
-
-    def read(self, argv: Sequence[str]) -> Any:
-        """The dataclass that the command line describes."""
-        values = self.parse_args(list(argv))
-        for section in (f.name for f in fields(self.target) if f.name not in self.types):
-            if not hasattr(values[section], "__dict__"):
-                raise InputError(f"{section} is {values[section]}; it must be a section of settings, {section}.KEY")
-        built = self.instantiate(values)
-        return self.target(**{f.name: built[f.name] for f in fields(self.target)})
-
-    def spelled_out(self, argv: Sequence[str]) -> list[str]:
-        """The command line with `--stages a,b` as `--stages=[a,b]` and a bare `--overwrite` as `--overwrite=true`."""
-        words, result = list(argv), []
-        while words:
-            word = words.pop(0)
-            flag, equals, value = word.partition("=")
-            kind = self.types.get(flag[2:]) if flag.startswith("--") else None
-            if kind is bool and not equals and not (words and words[0].lower() in ("true", "false")):
-                if not words or words[0].startswith("-"):
-                    word = f"{flag}=true"
-            elif kind is not None and list in map(get_origin, _variants(kind)) and (equals or words):
-                value = value if equals else words.pop(0)
-                word = f"{flag}={value}" if value[:1] in ("[", "") or value == "null" else f"{flag}=[{value}]"
-            result.append(word)
-        return result
-
-    def check_file(self, file: str) -> None:
-        """Every key and value of a YAML file, with the file and line in the complaint; values jsonargparse judges."""
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-            root = yaml.compose(text)
-        except FileNotFoundError:
-            raise InputError(
-                f"{file} does not exist; --config takes a YAML file, such as configs/default.yaml"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{file} is not a text file in UTF-8; --config takes a YAML file") from None
-        except yaml.MarkedYAMLError as error:
-            line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise InputError(f"{file}{line}: not YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(root, yaml.MappingNode):
-            raise InputError(f"{file}: it must hold lines such as 'seed: 0'; see configs/default.yaml")
-        self._check_keys(root, "", file)
-        try:
-            self.parse_string(text)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from None
-
-    def _check_keys(self, node: yaml.MappingNode, prefix: str, file: str) -> None:
-        seen = set()
-        for key_node, value_node in node.value:
-            key, where = f"{prefix}{key_node.value}", f"{file} line {key_node.start_mark.line + 1}"
-            if key in seen:
-                raise InputError(f"{where}: {key} stands there twice; keep one")
-            seen.add(key)
-            if key in self.types:
-                continue
-            if not self._is_section(key):
-                raise InputError(f"{where}: {self._unknown(key)}")
-            if not isinstance(value_node, yaml.MappingNode):
-                raise InputError(f"{where}: {key} is a section; its settings follow on lines of their own, indented")
-            self._check_keys(value_node, f"{key}.", file)
-
-    def _is_section(self, key: str) -> bool:
-        return any(known.startswith(f"{key}.") for known in self.types)
-
-    def _unknown(self, key: str, dashes: str = "") -> str:
-        """What to say about a key that does not exist: which one may be meant."""
-        known = [*self.types, *dict.fromkeys(k.partition(".")[0] for k in self.types if "." in k)]
-        if dashes:
-            known += ["config", "print_config", "help"] if self.target is Config else ["help"]
-        near = [k for k in known if _leaf(k) == _leaf(key)] or difflib.get_close_matches(key, known, n=1)
-        if not near:
-            leaves = difflib.get_close_matches(_leaf(key), {_leaf(k) for k in known}, n=1)
-            near = [k for k in known if _leaf(k) in leaves]
-        hint = f"did you mean {_either(dashes + k for k in near)}?" if near else "--help lists them all"
-        return f"unknown key {dashes}{key}; {hint}"
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """jsonargparse's complaint in one line; raised, so that cli.py alone prints and exits."""
-        raise InputError(self._plain(message)) from None
-
-    def _plain(self, message: str) -> str:
-        line = " ".join(message.split())
-        if match := re.match(r"unrecognized arguments: (.*)", line, re.IGNORECASE):
-            word = match[1].split()[0]
-            if word.startswith("--"):
-                return self._unknown(word[2:].partition("=")[0], "--")
-            return f"unknown argument {word}; settings are given as --key value"
-        if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line):
-            return self._unknown(f"{match[1]}.{match[2]}")
-        if match := re.search(r"argument --([\w.]+): expected one argument", line):
-            return f"{match[1]} lacks its value: {_expected(self.types.get(match[1], str))}"
-        if (match := re.search(r'Parser key "([\w.]+)"', line)) and match[1] in self.types:
-            kind, given = self.types[match[1]], re.findall(r"(?:Got|Given) value: (.*?)(?= - |$)", line)
-            verb = "holds" if list in map(get_origin, _variants(kind)) else "is"
-            return f"{match[1]} {verb} {given[-1] if given else 'wrong'}; it must be {_expected(kind)}"
-        if match := re.search(r'(?:Key "|required: )([\w.]+)', line):
-            return f"{match[1].upper()} is missing; see --help"
-        return line
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what another YAML reader could take for a number, such as a run named 1e3."""
-
-
-def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = re.fullmatch(r"[A-Za-z_/][\w/ .,-]*", text) is not None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
-
-
-_Dumper.add_representer(str, _quoted)
-
-
-@cache
-def _key_types(target: type) -> dict[str, Any]:
-    """Dotted key -> type, of every setting of a dataclass."""
-    result: dict[str, Any] = {}
-    for key, kind in get_type_hints(target).items():
-        if is_dataclass(kind):
-            result |= {f"{key}.{inner}": value for inner, value in _key_types(kind).items()}  # type: ignore[arg-type]
-        else:
-            result[key] = kind
-    return result
-
-
 def _flat(config: Config) -> dict[str, Any]:
     """Dotted key -> value."""
     result: dict[str, Any] = {}
@@ -435,37 +286,14 @@ def _flat(config: Config) -> dict[str, Any]:
     return result
 
 
-def _variants(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what another YAML reader could take for a number, such as a run named 1e3."""
 
 
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="'" if text[:1] in set("0123456789+-.") else None
+    )
 
 
-def _expected(kind: Any) -> str:
-    """A type in words: "an integer or null"."""
-    words = []
-    for variant in _variants(kind):
-        if get_origin(variant) is Literal:
-            words.append(_either(get_args(variant)))
-        elif get_origin(variant) is list:
-            words.append(f"a list, each {_WORDS[get_args(variant)[0]]}")
-        else:
-            words.append(_WORDS[variant])
-    return " or ".join(words)
-
-
-def _either(words: Iterable[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _values(argv: Sequence[str], flag: str) -> list[str]:
-    """What follows `flag`, as `--flag value` or `--flag=value`."""
-    after = [value for word, value in zip(argv, argv[1:], strict=False) if word == flag]
-    return after + [word.partition("=")[2] for word in argv if word.startswith(f"{flag}=")]
+_Dumper.add_representer(str, _quoted)

@@ -150,7 +150,7 @@ def base_subject(graph: MetastableGraph, task: Task) -> Subject:
         start=task.start,
         target=task.target,
         truth=graph.kernel(),
-        truth_name="p^epsilon",
+        truth_name="p^ε",
         hard=graph.sparse_edges,
         walker=lambda start, draw: TableWalker(table, start, draw),
         kernel=graph.kernel(),
@@ -248,7 +248,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         start=np.bincount(labels, task.start, minlength=student.n_states),
         target=np.unique(labels[task.target]),
         truth=exact,
-        truth_name="rescaled meta-chain",
+        truth_name="meta-chain",
         hard=hard,
         walker=lambda start, draw: student.walker(start, draw),
         kernel=kernel,
@@ -275,7 +275,7 @@ def subjects(
     raised = graph.with_epsilon(scales.epsilon_max)
     rows = [base_subject(graph, task)]
     if pretrained is not None:
-        rows.append(reasoner_subject("pretrained", pretrained, graph, "p^epsilon", task, contexts, seed))
+        rows.append(reasoner_subject("pretrained", pretrained, graph, "p^ε", task, contexts, seed))
     found: Row = {}
     if pretrained is not None and prm is not None:
         mask = np.zeros((graph.n_states, graph.n_states), dtype=bool)
@@ -283,10 +283,10 @@ def subjects(
         precision, recall = precision_recall(prm.mask().numpy(), mask)
         found = {"hard_step_recall": recall, "hard_step_precision": precision}
         policy = guidance(prm, scales, pretrained.device)
-        subject = reasoner_subject("guided", pretrained, raised, "p^epsilon_max", task, contexts, seed, policy)
+        subject = reasoner_subject("guided", pretrained, raised, "p^ε_max", task, contexts, seed, policy)
         rows.append(subject)
     if tuned is not None:
-        rows.append(reasoner_subject("tuned", tuned, raised, "p^epsilon_max", task, contexts, seed))
+        rows.append(reasoner_subject("tuned", tuned, raised, "p^ε_max", task, contexts, seed))
     for subject in rows[2:]:
         subject.extra |= found
     if student is not None:

@@ -109,27 +109,39 @@ def run(config: Config, command: list[str]) -> Path:
             evaluate_run(folder.path, log_to=folder)
     finally:
         folder.close()
-    console.print(f"\nCurves and figures:  tensorboard --logdir {folder.path}")
-    console.print(f"Evaluate again:      python evaluate.py {folder.path}")
+    for what, command_line in (
+        ("Figures", f"{folder.path}/figures"),
+        ("Curves", f"tensorboard --logdir {folder.path}"),
+        ("Evaluate", f"python evaluate.py {folder.path}"),
+    ):
+        console.print(f"{what:<8} {command_line}", highlight=False, soft_wrap=True)
     return folder.path
 
 
 def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: torch.device) -> None:
     graph, scales = problem.graph, problem.scales
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    console.print(f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}", highlight=False)
+    console.print(
+        f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}", highlight=False, soft_wrap=True
+    )
     console.print(
         f"Graph    N = {graph.n_states} states, K = {graph.n_clusters} clusters of at most M = {graph.cluster_size}, "
         f"{int(graph.hard.sum())} hard steps, ε = {graph.epsilon:g}, ε_max = {scales.epsilon_max:g}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"Task     {problem.task.description}: exactly {problem.hitting_time(graph.epsilon):,.0f} steps, "
         f"{problem.hitting_time(scales.epsilon_max):,.0f} at ε_max",
         highlight=False,
+        soft_wrap=True,
     )
     kind = type(reasoner).__name__
-    console.print(f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters", highlight=False)
+    console.print(
+        f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @contextmanager
@@ -151,7 +163,7 @@ def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFo
     _ = folder.writer  # the events of earlier processes, before any new one
     for stage in config.stages:
         if folder.is_finished(stage):
-            console.print(f"{stage:>8}  found in {folder.stage(stage)}", highlight=False)
+            console.print(f"{stage:>8}  found in {folder.stage(stage)}", highlight=False, soft_wrap=True)
             continue
         models = load_models(folder, problem, device)
         begin = time.perf_counter()
@@ -159,7 +171,9 @@ def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFo
             history, summary = runners[stage](models)
         folder.finish(stage, history, **summary)
         console.print(
-            f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}", highlight=False
+            f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich import box
 from rich.table import Table
 
 from mcot_torch.chains import survival
-from mcot_torch.config import Config
+from mcot_torch.config import STAGES, Config
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation import Row, Subject, measure, measure_lift, subjects
 from mcot_torch.graphs import MetastableGraph, build_task, resolve_epsilon_max
 from mcot_torch.pipeline import Models, Problem, load_models, pick_device
 from mcot_torch.progress import console, progress_bar
-from mcot_torch.run_folder import STAGES, RunFolder, read_json, write_text
+from mcot_torch.run_folder import RunFolder, read_json, write_text
 from mcot_torch.scales import Scales
 
-__all__ = ["evaluate_run", "result_table"]
+__all__ = ["evaluate_run", "result_tables"]
 
 
 def evaluate_run(
@@ -33,6 +35,7 @@ def evaluate_run(
     walks: int | None = None,
     seed: int | None = None,
     figures: bool | None = None,
+    device: str | None = None,
     log_to: RunFolder | None = None,
 ) -> dict[str, Any]:
     """Evaluate every model of a run and write evaluation.json, evaluation.csv and figures/*.png.
@@ -42,6 +45,7 @@ def evaluate_run(
         walks: Monte Carlo walks of each model; the run's own setting by default.
         seed: of the walks; the run's seed by default.
         figures: draw them; the run's own setting by default.
+        device: "auto", "cpu" or "cuda"; the run's own setting by default.
         log_to: the run folder that is open for TensorBoard, if one is.
 
     Returns:
@@ -49,16 +53,20 @@ def evaluate_run(
     """
     folder = log_to or RunFolder(Path(path))
     config = folder.config()
-    problem, models = _load(folder, config)
+    torch.set_num_threads(config.trainer.threads)
+    problem, models = _load(folder, config, device or config.trainer.accelerator)
     if models.pretrained is None:
-        raise InputError(f"{folder.path} holds no finished stage; run train.py on it first")
+        raise InputError(
+            f"{folder.path} holds no finished stage; the train.py command of its manifest.json continues it"
+        )
     seed = config.seed if seed is None else seed
     walks = walks or config.evaluation.walks
     rows, times, evaluated = _measure_all(config, problem, models, walks, seed)
     result = {"models": rows, **_surroundings(config, problem, folder, walks, seed)}
     write_text(folder.path / "evaluation.json", json.dumps(result, indent=2))
     write_text(folder.path / "evaluation.csv", _csv(rows))
-    console.print(result_table(result))
+    for table in result_tables(result):
+        console.print(table)
     if config.evaluation.figures if figures is None else figures:
         _draw(folder, problem, models, evaluated, times, rows)
     if log_to is not None:
@@ -66,11 +74,11 @@ def evaluate_run(
     return result
 
 
-def _load(folder: RunFolder, config: Config) -> tuple[Problem, Models]:
+def _load(folder: RunFolder, config: Config, device: str) -> tuple[Problem, Models]:
     graph = MetastableGraph.load(folder.path / "graph.npz")
     scales = Scales.of(graph, resolve_epsilon_max(config.graph, graph))
     problem = Problem(graph, build_task(config.task, graph), scales)
-    return problem, load_models(folder, problem, pick_device(config.trainer.accelerator))
+    return problem, load_models(folder, problem, pick_device(device))
 
 
 def _measure_all(
@@ -178,69 +186,79 @@ def _csv(rows: dict[str, Row]) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or not np.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def result_table(result: dict[str, Any]) -> Table:
-    """The table that a run closes with."""
-    task = result["task"]
-    table = Table(
-        title=f"{task['description']}   (seed {result['seed']}, shortest path {task['shortest_path']} steps)",
-        caption="exact: solved from the model's kernel, cut (raw: without the cut); "
-        "sampled: mean of walks with 95 % interval; TV: total variation of a row to the reference",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in (
-        "model",
-        "unit",
-        "exact",
-        "raw",
-        "sampled",
-        "speed-up",
-        "TV mean / max",
-        "hard steps",
-        "P / R",
-        "params",
-    ):
-        table.add_column(name, justify="left" if name in ("model", "unit") else "right", no_wrap=True)
-    for name, row in result["models"].items():
-        sampled, hard = row["hitting_time_sampled"], row["hard_step_probability"]
-        exact, note = row["hitting_time_exact"], ""
-        if exact is None:
-            exact, note = row["hitting_time_context_averaged"], "*"
-        found = (row["hard_step_precision"], row["hard_step_recall"])
-        table.add_row(
-            name,
-            row["unit"],
-            _number(exact) + note,
-            _number(row["hitting_time_exact_raw"]),
-            f"{_number(sampled['mean'])} ({_number(sampled['low'])}–{_number(sampled['high'])})",
-            f"{row['speedup']:,.3g}x" if row["speedup"] < 1000 else f"{row['speedup']:,.0f}x",
-            "–" if row["row_tv_mean"] is None else f"{row['row_tv_mean']:.2g} / {row['row_tv_max']:.2g}",
-            f"{hard['min']:.3g}–{hard['max']:.3g}",
-            "–" if found[0] is None else f"{found[0]:.2f} / {found[1]:.2f}",
-            "–" if row["parameters"] is None else f"{row['parameters']:,}",
-        )
-    student = result["models"].get("student")
-    if student is not None and "lifted_steps" in student:
-        table.add_row(
-            "  lifted",
-            "steps",
-            "–",
-            "–",
-            f"{_number(student['lifted_steps'])} ({_number(student['lifted_steps_low'])}–{_number(student['lifted_steps_high'])})",
-            f"{student['lifted_speedup']:,.3g}x",
-            f"{student['lifted_valid']:.0%} valid",
-            "",
-            "",
-            "",
-        )
-    if any(row["hitting_time_exact"] is None for row in result["models"].values()):
-        table.caption = f"{table.caption}; *: of the chain averaged over contexts, since the model reads history"
+def _interval(mean: float, high: float) -> str:
+    return f"{_number(mean)} ± {_number(high - mean)}"
+
+
+def _table(title: str, caption: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("model", "unit", "held against") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
+    """The two tables that a run closes with: how long each model takes, and how close it is to what it should be."""
+    task, models = result["task"], result["models"]
+    times, fits = [], []
+    averaged = False
+    for name, row in models.items():
+        sampled, hard, exact = row["hitting_time_sampled"], row["hard_step_probability"], row["hitting_time_exact"]
+        averaged |= exact is None
+        times.append(
+            (
+                name,
+                row["unit"],
+                _number(row["hitting_time_context_averaged"]) + "*" if exact is None else _number(exact),
+                _number(row["hitting_time_exact_raw"]),
+                _interval(sampled["mean"], sampled["high"]),
+                f"{_number(row['speedup'])}x",
+                "–" if row["parameters"] is None else f"{row['parameters']:,}",
+            )
+        )
+        if "lifted_steps" in row:
+            length = _interval(row["lifted_steps"], row["lifted_steps_high"])
+            valid = f"{row['lifted_valid']:.0%} valid"
+            times.append(("  lifted", "steps", "–", "–", length, f"{_number(row['lifted_speedup'])}x", valid))
+        fits.append(
+            (
+                name,
+                row["row_tv_reference"],
+                "–" if row["row_tv_mean"] is None else f"{row['row_tv_mean']:.1e}",
+                "–" if row["row_tv_max"] is None else f"{row['row_tv_max']:.1e}",
+                f"{hard['min']:.3g}",
+                f"{hard['max']:.3g}",
+                "–" if row["hard_step_precision"] is None else f"{row['hard_step_precision']:.2f}",
+                "–" if row["hard_step_recall"] is None else f"{row['hard_step_recall']:.2f}",
+            )
+        )
+    note = (
+        "exact: solved from the model's kernel after the cut (raw: before it); sampled: mean of walks ± 95 % interval"
+    )
+    if averaged:
+        note += "; *: of predictions averaged over contexts, since the model reads history"
+    return (
+        _table(
+            f"{task['description']}, seed {result['seed']}; shortest path {task['shortest_path']} steps",
+            note,
+            ("model", "unit", "exact", "raw", "sampled", "speed-up", "parameters"),
+            times,
+        ),
+        _table(
+            "How close",
+            "TV: total variation of a row; hard: probability of the hard steps (hops of the student); "
+            "P, R: precision and recall of those found",
+            ("model", "held against", "TV mean", "TV max", "hard min", "hard max", "P", "R"),
+            fits,
+        ),
+    )
 
 
 def _draw(
@@ -253,23 +271,26 @@ def _draw(
 ) -> None:
     from mcot_torch import figures
 
-    target = folder.path / "figures"
-    target.mkdir(exist_ok=True)
     found = models.prm.edges.numpy() if models.prm is not None else None
-    epsilon, epsilon_max = problem.scales.epsilon, problem.scales.epsilon_max
     curves = {}
     for subject in evaluated:
         grid = np.unique(np.geomspace(1, max(2, times[subject.name].max()), 120).astype(np.int64))
         exact = survival(subject.kernel, subject.start, subject.target, grid) if subject.exact else None
-        horizon = rows[subject.name]["hitting_time_sampled"]["horizon"]
-        curves[subject.name] = {"times": grid, "exact": exact, "sampled": times[subject.name], "horizon": horizon}
+        curve: dict[str, Any] = {"times": grid, "exact": exact, "sampled": times[subject.name], "unit": subject.unit}
+        curve["horizon"] = rows[subject.name]["hitting_time_sampled"]["horizon"]
+        curves[subject.name] = curve
     kernels = {subject.name: subject.kernel for subject in evaluated if subject.unit == "steps"}
     histories = {stage: folder.history(stage) for stage in STAGES if folder.is_finished(stage)}
-    figures.save(figures.graph_figure(problem.graph, found_edges=found, task=problem.task), target / "graph.png")
-    figures.save(figures.hitting_time_figure(rows), target / "hitting_times.png")
-    figures.save(figures.kernel_figure(kernels, problem.graph.clusters), target / "kernels.png")
-    figures.save(figures.survival_figure(curves), target / "survival.png")
-    figures.save(figures.training_figure(histories, epsilon=epsilon, epsilon_max=epsilon_max), target / "training.png")
+    epsilon, epsilon_max = problem.scales.epsilon, problem.scales.epsilon_max
+    drawn = {
+        "graph": figures.graph_figure(problem.graph, found, problem.task),
+        "hitting_times": figures.hitting_time_figure(rows),
+        "kernels": figures.kernel_figure(kernels, problem.graph.clusters),
+        "survival": figures.survival_figure(curves),
+        "training": figures.training_figure(histories, epsilon, epsilon_max),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, folder.path / "figures" / f"{name}.png")
 
 
 def _log(folder: RunFolder, config: Config, rows: dict[str, Row]) -> None:

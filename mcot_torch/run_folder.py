@@ -8,10 +8,8 @@ again, so that a killed run leaves neither gaps nor doubles.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,15 +21,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mcot_torch.config import Config, config_hash, to_yaml
+from mcot_torch.config import STAGES, Config, config_hash, differences, load_config, to_yaml
 from mcot_torch.errors import InputError
 from mcot_torch.training import Context, Metrics, load_state
 from mcot_torch.version import __version__
 
-__all__ = ["STAGES", "RunFolder", "read_json", "write_text"]
-
-STAGES = ("pretrain", "search", "ppo", "distill")
-_FREE = ("run_dir", "name", "overwrite", "stages", "trainer", "evaluation")  # may change between two calls on one run
+__all__ = ["RunFolder", "read_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,17 +45,6 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The part of a configuration that decides a run's numbers, flat: dotted key -> value."""
-
-    def flatten(value: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {k: v for key, part in value.items() for k, v in flatten(part, f"{prefix}{key}.").items()}
-        return {prefix[:-1]: value}
-
-    return flatten({key: value for key, value in asdict(config).items() if key not in _FREE}, "")
 
 
 class RunFolder:
@@ -93,22 +77,18 @@ class RunFolder:
         return folder
 
     def _compare(self, config: Config) -> None:
-        old, new = _identity(self.config()), _identity(config)
-        for key in new:
-            if old.get(key) != new[key]:
-                raise InputError(
-                    f"{self.path} holds a run with {key} = {old.get(key)!r}, not {new[key]!r}; "
-                    f"use --overwrite true to replace it or another --name"
-                )
+        for key, (there, here) in differences(self.config(), config).items():
+            raise InputError(
+                f"{self.path} holds a run with {key} = {there!r}, not {here!r}; "
+                f"use --overwrite true to replace it, or another --name"
+            )
 
     def config(self) -> Config:
         """The configuration that the run was made with."""
-        from mcot_torch.config import parse_train
-
         path = self.path / "config.yaml"
         if not path.exists():
-            raise InputError(f"{self.path} is not a run folder: config.yaml is missing")
-        return parse_train(["--config", str(path)])
+            raise InputError(f"{self.path} holds no run: config.yaml is missing; train.py makes one")
+        return load_config(path)
 
     def _clear(self) -> None:
         """Delete what a run writes, and nothing else."""
@@ -199,7 +179,9 @@ class RunFolder:
 
     def log_result(self, config: Config, metrics: Metrics) -> None:
         """The final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
-        flat = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in _identity(config).items()}
+        parts = {key: value if isinstance(value, dict) else {"": value} for key, value in asdict(config).items()}
+        flat = {f"{key}.{inner}".strip("."): value for key, part in parts.items() for inner, value in part.items()}
+        flat = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat.items()}
         for summary in hparams(flat, metrics):
             self.writer.file_writer.add_summary(summary)
         for key, value in metrics.items():
@@ -216,12 +198,5 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    result = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, env={**os.environ}, check=False
-    )
+    result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
-
-
-def command_line() -> list[str]:
-    """How this process was called."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -60,12 +60,13 @@ def surrogate_of_rollout(log_p: Tensor, old_log_p: Tensor, rollout: Rollout, cli
 
 def entropy(log_p: Tensor) -> Tensor:
     """(...,) entropy in nats of (..., N) log-probabilities; a forbidden step counts 0, not NaN."""
-    return -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
+    finite = torch.where(log_p > -torch.inf, log_p, 0.0)  # before the product: its gradient would be NaN as well
+    return -(log_p.exp() * finite).sum(-1)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """(...,) exact KL(p ‖ q) in nats over the N next states."""
-    return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    return (log_p.exp() * torch.where(log_p > -torch.inf, log_p - log_q, 0.0)).sum(-1)
 
 
 # ---- the paper's form -------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class PPOStage(Stage):
     def rollout(self, draw: torch.Generator) -> Rollout:
         """Sample with the policy as it is, and weigh what was sampled."""
         if self.gamma == 0:
-            return one_step_rollout(self.reasoner, self.reference, self.prm, self.scales, self.config, draw)
+            return one_step_rollout(self.reasoner, self.reference, self.reward(), self.kl_weight, self.config, draw)
         terminal = self.terminal()
         if self.walkers is not None:
             fresh = terminal[self.walkers.to(draw.device)]

@@ -103,7 +103,9 @@ def pretrain(
         The logged lines.
     """
     config, context = config or PretrainConfig(), context or Context()
-    threshold = config.threshold or default_threshold(Scales.of(graph, graph.epsilon))
+    threshold = config.threshold
+    if threshold is None:
+        threshold = default_threshold(Scales.of(graph, graph.epsilon))
     stage = PretrainStage(reasoner, config, threshold, context)
     data = _data(reasoner, graph, config, context.seed)
     history = fit(stage, data)

@@ -97,10 +97,12 @@ class PRM:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: the hard steps found by search cannot be read ({error})") from None
+        if lines[:2] != [f"# hard steps over {n_states} states", "source,target"]:
+            raise InputError(f"{path}: does not begin as the hard steps found by search over {n_states} states do")
         edges = []
         for number, line in enumerate(lines[2:], start=3):
             parts = line.split(",")
-            if len(parts) != 2 or not all(p.isdigit() and len(p) < 12 and int(p) < n_states for p in parts):
+            if len(parts) != 2 or not all(p.isdecimal() and len(p) < 12 and int(p) < n_states for p in parts):
                 raise InputError(f"{path} line {number}: {line[:40]!r} is not a pair of states below {n_states}")
             edges.append([int(p) for p in parts])
         return cls(n_states, torch.tensor(edges, dtype=torch.int64).reshape(-1, 2))

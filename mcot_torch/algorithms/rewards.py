@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcot_torch.algorithms.configs import PPOConfig
-from mcot_torch.algorithms.prm import PRM, tilt_strength
+from mcot_torch.algorithms.prm import tilt_strength
 from mcot_torch.data import count_batch, path_batch, uniform_starts
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.scales import Scales
@@ -86,7 +86,12 @@ def _explained(returns: Tensor, baseline: Tensor, weight: Tensor) -> float:
 
 
 def one_step_rollout(
-    reasoner: Reasoner, reference: Reasoner, prm: PRM, scales: Scales, config: PPOConfig, draw: torch.Generator
+    reasoner: Reasoner,
+    reference: Reasoner,
+    reward: Tensor,
+    weight_of: KLWeight,
+    config: PPOConfig,
+    draw: torch.Generator,
 ) -> Rollout:
     """gamma = 0: sample on-policy from uniform starts; the advantage of a step is its reward less the row's exact mean."""
     dtype = next(reasoner.parameters()).dtype
@@ -97,9 +102,8 @@ def one_step_rollout(
         states, counts = path_batch(_sample_paths(reasoner, config, draw), reasoner.n_states)
     log_old = reasoner.log_probs(states).double()
     log_ref = reference.log_probs(states).double()
-    reward = prm.scores(states.device)[states]
-    weight = kl_weight(log_ref, prm.mask(states.device)[states], scales, config)
-    value = penalised(reward, log_old, log_ref, weight)
+    paid = reward[states]
+    value = penalised(paid, log_old, log_ref, weight_of(states, log_ref))
     baseline = (log_old.exp() * value).sum(-1, keepdim=True)
     gain = (counts * (value - baseline)).to(dtype)
     return Rollout(
@@ -108,7 +112,7 @@ def one_step_rollout(
         gain.clamp_min(0),
         (-gain).clamp_min(0),
         int(counts.double().sum()),
-        float((counts * reward).double().sum() / counts.double().sum()),
+        float((counts * paid).double().sum() / counts.double().sum()),
         _explained(value, baseline.expand_as(value), counts.double()),
     )
 

@@ -166,7 +166,9 @@ def search(
                 save_state(path, {}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})
             bar.update(done, f"{len(edges)} hard steps")
     edges = _accepted(votes, config.min_votes)
-    return SearchResult(edges, torch.tensor([votes[x, y] for x, y in edges.tolist()]), transitions, history)
+    return SearchResult(
+        edges, torch.tensor([votes[x, y] for x, y in edges.tolist()], dtype=torch.int64), transitions, history
+    )
 
 
 def _accepted(votes: dict[tuple[int, int], int], min_votes: int) -> Tensor:

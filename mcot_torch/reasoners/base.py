@@ -191,7 +191,16 @@ def load_reasoner(folder: str | Path, device: torch.device | str = "cpu") -> Rea
         tensors = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no model here ({Path(error.filename or folder).name} is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        OSError,
+        SafetensorError,
+    ) as error:
         raise InputError(f"{folder}: the model cannot be read ({type(error).__name__}: {error})") from None
     expected = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
     found = {key: (value.shape, value.dtype) for key, value in tensors.items()}

@@ -79,4 +79,4 @@ class ContextWalker:
 
     def replace(self, states: Tensor) -> None:
         """Overwrite the last state of every context; the cache has not read it yet."""
-        self._context[:, -1] = states
+        self._context = torch.cat([self._context[:, :-1], states[:, None]], dim=1)

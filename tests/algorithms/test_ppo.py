@@ -1,0 +1,475 @@
+"""Algorithm 3: the pure functions by hand and by loops, the paper's form, the practical form, the details of PPO."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mcot_torch.algorithms.ppo as ppo_module
+from mcot_torch.algorithms.ppo import (
+    PPOConfig,
+    PPOStage,
+    clipped_surrogate,
+    entropy,
+    kl_divergence,
+    ppo,
+    sign_ascent,
+    surrogate_of_rollout,
+)
+from mcot_torch.algorithms.pretrain import negative_log_likelihood
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.rewards import Rollout
+from mcot_torch.data import count_batch
+from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.scales import Scales
+from mcot_torch.trainer_config import TrainerConfig
+from mcot_torch.training import Context, Stage
+
+
+def context(seed=0, probe=None):
+    return Context(seed, None, TrainerConfig(accelerator="cpu", progress=False), probe)
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def true_prm(graph):
+    return PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
+
+
+def hard_steps(matrix, graph):
+    return np.asarray(matrix)[graph.sparse_edges[:, 0], graph.sparse_edges[:, 1]]
+
+
+def row_tv(a, b):
+    return np.abs(np.asarray(a) - np.asarray(b)).sum(1) / 2
+
+
+# ---- pure functions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),
+        (1.1, 2.0, 2.2, 2.0),
+        (1.5, 2.0, 2.4, 0.0),  # past the upper clip there is nothing more to gain
+        (0.5, 2.0, 1.0, 2.0),  # below the lower one a good step is still pulled back
+        (1.0, -2.0, -2.0, -2.0),
+        (0.5, -2.0, -1.6, 0.0),
+        (1.5, -2.0, -3.0, -2.0),
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, value, slope):
+    r = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    objective = clipped_surrogate(r.log(), torch.tensor(advantage, dtype=torch.float64), 0.2)
+    assert float(objective) == pytest.approx(value, rel=1e-12)
+    objective.backward()
+    assert float(r.grad) == pytest.approx(slope, rel=1e-12)
+
+
+def test_surrogate_of_counts_is_the_sum_over_samples():
+    """Samples of one step with advantages of both signs; ratios inside and outside of the clip."""
+    draw = torch.Generator().manual_seed(0)
+    n = 5
+    old = torch.randn(n, n, dtype=torch.float64, generator=draw).log_softmax(-1)
+    logits = (old + 0.6 * torch.randn(n, n, dtype=torch.float64, generator=draw)).requires_grad_()
+    samples = [(int(x), int(y), float(a)) for x, y, a in zip(
+        torch.randint(n, (300,), generator=draw), torch.randint(n, (300,), generator=draw),
+        torch.randn(300, dtype=torch.float64, generator=draw), strict=True)]  # fmt: skip
+    counts, gain, loss = torch.zeros(3, n, n, dtype=torch.float64)
+    for x, y, a in samples:
+        counts[x, y] += 1
+        gain[x, y] += max(a, 0)
+        loss[x, y] += max(-a, 0)
+    assert ((gain > 0) & (loss > 0)).sum() > 15
+    log_p = logits.log_softmax(-1)
+    ratios = (log_p - old).exp()
+    assert (ratios > 1.2).any()
+    assert (ratios < 0.8).any()
+    expected = 0.0
+    for x, y, a in samples:
+        r = ratios[x, y]
+        expected = expected + torch.minimum(r * a, r.clamp(0.8, 1.2) * a)
+    (by_samples,) = torch.autograd.grad(expected, logits, retain_graph=True)
+    parts = (part[:, None] for part in (counts, gain, loss))
+    rollout = Rollout(torch.arange(n)[:, None], *parts, 300, 0.0, 0.0)
+    objective = surrogate_of_rollout(log_p[:, None], old[:, None], rollout, 0.2)
+    assert objective.item() == pytest.approx(expected.item(), rel=1e-12)
+    (by_counts,) = torch.autograd.grad(objective, logits)
+    np.testing.assert_allclose(by_counts, by_samples, atol=1e-12)
+
+
+def test_surrogate_with_forbidden_steps_has_a_finite_gradient():
+    logits = torch.zeros(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    log_p = logits.masked_fill(torch.tensor([False, False, True]), -torch.inf).log_softmax(-1)
+    counts = tensor([[[3, 1, 0]]])
+    rollout = Rollout(torch.zeros(1, 1, dtype=torch.int64), counts, counts * 0.5, counts * 0.2, 4, 0.0, 0.0)
+    objective = surrogate_of_rollout(log_p, log_p.detach(), rollout, 0.2)
+    assert objective.item() == pytest.approx(4 * 0.3, rel=1e-12)
+    objective.backward()  # d/dz of Σ a_y log p_y at p = 1/2: a_y − ½ Σ a
+    np.testing.assert_allclose(logits.grad, [[[0.9 - 0.6, 0.3 - 0.6, 0]]], atol=1e-12)
+
+
+def test_entropy_and_kl_with_forbidden_steps():
+    p, q = tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]), tensor([[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(entropy(p.log()), [math.log(2), 0], atol=1e-15)
+    np.testing.assert_allclose(kl_divergence(p.log(), q.log()), [0.5 * math.log(2), math.log(2)], atol=1e-15)
+    np.testing.assert_allclose(kl_divergence(p.log(), p.log()), 0, atol=1e-15)
+    assert float(kl_divergence(q.log(), p.log())[0]) == math.inf
+
+
+def test_gradients_of_entropy_and_kl_with_forbidden_steps():
+    """With z = (0, log 3): dH/dz_y = −p_y (log p_y + H), and KL(p ‖ uniform) = log 2 − H."""
+    forbidden = torch.tensor([False, False, True])
+    p = np.array([0.25, 0.75])
+    h = -(p * np.log(p)).sum()
+    expected = [*(-p * (np.log(p) + h)), 0.0]
+    logits = tensor([0.0, math.log(3), 5.0]).requires_grad_()
+    log_p = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+    (gradient,) = torch.autograd.grad(entropy(log_p), logits, retain_graph=True)
+    np.testing.assert_allclose(gradient, expected, atol=1e-14)
+    uniform = tensor([0.5, 0.5, 0.0]).log()
+    (gradient,) = torch.autograd.grad(kl_divergence(log_p, uniform), logits)
+    np.testing.assert_allclose(gradient, [-v for v in expected], atol=1e-14)
+
+
+# ---- the paper's form -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "options"),
+    [
+        (0.002, {}),
+        (1e-6, {"d_out": 3, "n_out": 1}),
+        (0.002, {"d_out": 2, "weights": (1.0, 0.5, 2.0)}),
+    ],
+)
+def test_sign_ascent_ends_on_epsilon_max(epsilon, options, exact_reasoner):
+    graph = clustered_graph(5, 8, epsilon, **options)
+    epsilon_max = 0.05
+    model = exact_reasoner(graph)
+    before = model.kernel()
+    updates = sign_ascent(model, true_prm(graph), Scales.of(graph, epsilon_max))
+    after, ideal = model.kernel(), graph.with_epsilon(epsilon_max).kernel()
+    np.testing.assert_allclose(after, ideal, rtol=1e-10, atol=1e-12)
+    mass = graph.hard_weight
+    others = mass == 0
+    assert np.abs(after - before)[torch.from_numpy(others)].max() <= 1e-12
+    np.testing.assert_allclose(row_tv(after, before), mass * (epsilon_max - epsilon), rtol=1e-9, atol=1e-12)
+    w = mass[~others]
+    gap = np.log(epsilon_max * (1 - w * epsilon) / (epsilon * (1 - w * epsilon_max))).max()
+    assert updates == math.ceil(gap / 0.2)
+
+
+def test_number_of_updates_is_logarithmic(exact_reasoner):
+    """Each factor e² in 1/ε takes ten more updates of η = .1; a smaller step takes more."""
+    numbers = []
+    for i in range(5):
+        graph = clustered_graph(4, 8, 0.03 * math.exp(-2 * i - 1))
+        model = exact_reasoner(graph)
+        numbers.append(sign_ascent(model, true_prm(graph), Scales.of(graph, 0.03)))
+    assert set(np.diff(numbers)) <= {10, 11}
+    graph = clustered_graph(4, 8, 0.002)
+    updates = [sign_ascent(exact_reasoner(graph), true_prm(graph), Scales.of(graph, 0.03), s) for s in (0.2, 0.05)]
+    gap = math.log(0.03 * 0.998 / (0.002 * 0.97))
+    assert updates == [math.ceil(gap / 0.4), math.ceil(gap / 0.1)]
+
+
+def test_sign_ascent_without_known_steps_does_nothing(small_graph, exact_reasoner):
+    model = exact_reasoner(small_graph)
+    before = model.logits.detach().clone()
+    assert sign_ascent(model, PRM(32, torch.empty(0, 2)), Scales.of(small_graph, 0.06)) == 0
+    assert torch.equal(model.logits, before)
+
+
+def test_sign_form_through_ppo(small_graph, exact_reasoner):
+    lines = []
+    around = context(probe=lambda reasoner: {"rows": float(reasoner.kernel().sum())})
+    around.report = lines.append
+    model, scales = exact_reasoner(small_graph), Scales.of(small_graph, 0.06)
+    history = ppo(model, true_prm(small_graph), scales, PPOConfig(form="sign"), around)
+    gap = math.log(0.06 * 0.98 / (0.02 * 0.94))
+    assert history == lines
+    assert history[0]["updates"] == math.ceil(gap / 0.2)
+    assert history[0]["rows"] == pytest.approx(32)
+    np.testing.assert_allclose(model.kernel(), small_graph.with_epsilon(0.06).kernel(), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="form: sign .* linear reasoner"):
+        ppo(TransformerReasoner(32, 1, 16, 1, 2), true_prm(small_graph), scales, PPOConfig(form="sign"), context())
+
+
+# ---- the practical form ---------------------------------------------------------------------------------------------
+
+EPSILON, EPSILON_MAX = 0.01, 0.06
+
+
+@pytest.fixture
+def graph():
+    return clustered_graph(4, 8, EPSILON, seed=3)
+
+
+def fitted_transformer(graph, window=1):
+    """A transformer trained on the exact kernel and cut to its support."""
+    model = TransformerReasoner(graph.n_states, window, 32, 1, 2)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    states, counts = count_batch(torch.from_numpy(graph.kernel()))
+    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.005 * (1 + math.cos(math.pi * step / 400))
+        optimizer.zero_grad()
+        negative_log_likelihood(model.log_probs(states), counts).backward()
+        optimizer.step()
+    return model
+
+
+def assert_raised(model, reference, graph):
+    """Hard steps within 10 % of ε_max; source rows moved by W (ε_max − ε) within 10 %, all others by at most .02."""
+    after = model.kernel()
+    np.testing.assert_allclose(hard_steps(after, graph), EPSILON_MAX, rtol=0.1)
+    moved = row_tv(after, reference)
+    source = graph.hard_weight > 0
+    assert moved[~source].max() <= 0.02
+    np.testing.assert_allclose(moved[source], EPSILON_MAX - EPSILON, rtol=0.25)
+    assert row_tv(after, graph.with_epsilon(EPSILON_MAX).kernel()).max() <= 0.02
+
+
+def test_clip_form_on_the_table(graph, exact_reasoner):
+    model = exact_reasoner(graph)
+    config = PPOConfig(rounds=40, transitions=200_000, learning_rate=0.01, log_every=10)
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    assert_raised(model, graph.kernel(), graph)
+    assert [line["step"] for line in history] == [10, 20, 30, 40]
+    assert [line["env_steps"] for line in history] == [10 * i * (200_000 // 256 * 256 + 256) for i in (1, 2, 3, 4)]
+    optimum = graph.with_epsilon(EPSILON_MAX).kernel()
+    assert history[-1]["tv_to_optimum_max"] == pytest.approx(row_tv(model.kernel(), optimum).max(), rel=1e-6)
+    assert history[-1]["tv_to_pretrained_max"] == pytest.approx(row_tv(model.kernel(), graph.kernel()).max(), rel=1e-6)
+
+
+def test_clip_form_on_the_transformer(graph):
+    model = fitted_transformer(graph)
+    reference = model.kernel()
+    np.testing.assert_allclose(hard_steps(reference, graph), EPSILON, rtol=0.02)
+    config = PPOConfig(rounds=60, transitions=200_000, learning_rate=1e-3)
+    ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    assert_raised(model, reference, graph)
+
+
+def test_a_missed_edge_stays_where_it_was(graph, exact_reasoner):
+    model = exact_reasoner(graph)
+    known = PRM(32, torch.from_numpy(graph.sparse_edges[1:]))
+    config = PPOConfig(rounds=40, transitions=200_000, learning_rate=0.01)
+    ppo(model, known, Scales.of(graph, EPSILON_MAX), config, context())
+    raised = hard_steps(model.kernel(), graph)
+    assert raised[0] == pytest.approx(EPSILON, rel=0.2)
+    np.testing.assert_allclose(raised[1:], EPSILON_MAX, rtol=0.1)
+
+
+# ---- the details that others got wrong ------------------------------------------------------------------------------
+
+
+def make_stage(model, graph, config, seed=0, **task):
+    stage = PPOStage(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context(seed), **task)
+    stage.total = config.rounds
+    return stage
+
+
+def spread_out(model, seed=0, scale=0.3):
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(scale * torch.randn(p.shape, dtype=p.dtype, generator=draw))
+    return model
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+@pytest.mark.parametrize("kind", ["linear", "transformer", "window 4"])
+def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_reasoner, monkeypatch):
+    if kind == "linear":
+        model = exact_reasoner(graph)
+    else:
+        model = spread_out(TransformerReasoner(32, 4 if kind == "window 4" else 1, 16, 1, 2))
+        model.support.copy_(torch.from_numpy(graph.kernel() > 0))  # with the cut
+    ratios = []
+
+    def record(log_p, old, rollout, clip):
+        taken = rollout.counts > 0
+        ratios.append((log_p - old)[taken].detach().exp())
+        return surrogate_of_rollout(log_p, old, rollout, clip)
+
+    monkeypatch.setattr(ppo_module, "surrogate_of_rollout", record)
+    config = PPOConfig(rounds=3, epochs=2, minibatches=minibatches, transitions=4000, learning_rate=0.01)
+    ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    assert len(ratios) == 3 * 2 * minibatches
+    for first in ratios[:: 2 * minibatches]:
+        # batches of other sizes may round float32 differently: some units in the last place
+        assert float((first - 1).abs().max()) <= (0 if kind == "linear" else 1e-5)
+    assert float((ratios[1] - 1).abs().max()) > 1e-3
+
+
+def test_minibatches_are_reshuffled_and_cover_the_rollout(graph, exact_reasoner, monkeypatch):
+    seen = []
+
+    def record(self, part, old, n_samples, rate):
+        seen.append(part.states[:, 0].tolist())
+        return False
+
+    monkeypatch.setattr(PPOStage, "_improve", record)
+    config = PPOConfig(rounds=1, epochs=3, minibatches=4, transitions=4000)
+    ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    passes = [sum(seen[i : i + 4], []) for i in (0, 4, 8)]
+    assert all(sorted(p) == list(range(32)) for p in passes)
+    assert len({tuple(p) for p in passes}) == 3
+
+
+def test_minibatch_losses_are_normalised_by_the_whole_rollout(graph, exact_reasoner, monkeypatch):
+    """At ratio 1 the mean gradient over the minibatches is the gradient over the rollout."""
+    gradients = {}
+    for minibatches in (1, 4):
+        model = spread_out(exact_reasoner(graph))
+        collected = gradients.setdefault(minibatches, [])
+
+        def collect(self, loss, rate, clip_norm=None, collected=collected):
+            collected.append(torch.autograd.grad(loss, self.reasoner.logits)[0])
+
+        monkeypatch.setattr(Stage, "update", collect)
+        config = PPOConfig(rounds=1, epochs=1, minibatches=minibatches, transitions=4000, entropy_coefficient=0.1)
+        ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+        assert len(collected) == minibatches
+    mean = torch.stack(gradients[4]).mean(0)
+    assert float(mean.abs().max()) > 1e-4
+    np.testing.assert_allclose(mean, gradients[1][0], atol=1e-12)
+
+
+@pytest.mark.parametrize(("limit", "updates"), [(1e-9, 1), (None, 6), (1e9, 6)])
+def test_target_kl_stops_before_the_step(limit, updates, graph, exact_reasoner, monkeypatch):
+    count = []
+    original = Stage.update
+    monkeypatch.setattr(Stage, "update", lambda self, *a, **k: (count.append(1), original(self, *a, **k)))
+    config = PPOConfig(rounds=2, epochs=6, transitions=4000, learning_rate=0.01, target_kl=limit)
+    ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    assert len(count) == 2 * updates
+
+
+@pytest.mark.parametrize("kind", ["linear", "transformer"])
+def test_entropy_bonus_with_forbidden_steps(kind, graph, exact_reasoner):
+    """It trains, and a large bonus ends near the uniform law over each row's support."""
+    model = exact_reasoner(graph) if kind == "linear" else TransformerReasoner(32, 1, 32, 1, 2)
+    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    rate = 0.05 if kind == "linear" else 0.01
+    config = PPOConfig(rounds=20, transitions=4000, learning_rate=rate, entropy_coefficient=100.0)
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    uniform = model.support / model.support.sum(1, keepdim=True)
+    assert row_tv(model.kernel(), uniform).max() < 0.15
+    assert all(math.isfinite(value) for line in history for value in line.values())
+
+
+def test_metrics_against_loops(graph, exact_reasoner):
+    stage = make_stage(exact_reasoner(graph), graph, PPOConfig(transitions=2000))
+    with torch.no_grad():
+        rollout = stage.rollout(torch.Generator().manual_seed(1))
+        old = stage.reasoner.log_probs(rollout.states)
+        spread_out(stage.reasoner, 2)
+        metrics = stage._measure(rollout, old, 0.5)
+    p, q, n = old[:, 0].exp().numpy(), stage.reasoner.kernel().numpy(), rollout.counts[:, 0].numpy()
+    kl = clip = h = 0.0
+    for x in range(32):
+        for y in range(32):
+            if p[x, y] > 0:
+                kl += n[x].sum() * p[x, y] * math.log(p[x, y] / q[x, y])
+                h -= n[x].sum() * q[x, y] * math.log(q[x, y])
+                clip += n[x, y] * (abs(q[x, y] / p[x, y] - 1) > 0.2)
+    assert metrics["approx_kl"] == pytest.approx(kl / n.sum(), rel=1e-10)
+    assert metrics["entropy"] == pytest.approx(h / n.sum(), rel=1e-10)
+    assert metrics["clip_fraction"] == pytest.approx(clip / n.sum(), rel=1e-10)
+    assert 0 < metrics["clip_fraction"] < 1
+    assert metrics["tv_to_pretrained_max"] == pytest.approx(row_tv(q, graph.kernel()).max(), rel=1e-10)
+    assert metrics["learning_rate"] == 0.5
+    hard = n[graph.sparse_edges[:, 0], graph.sparse_edges[:, 1]].sum()
+    assert metrics["mean_reward"] == pytest.approx(hard / n.sum(), rel=1e-10)
+
+
+def test_the_reference_is_what_the_reasoner_was(graph, exact_reasoner):
+    model = exact_reasoner(graph)
+    stage = make_stage(model, graph, PPOConfig())
+    spread_out(model)
+    np.testing.assert_allclose(stage.reference.kernel(), graph.kernel(), rtol=1e-12)
+    assert not any(p.requires_grad for p in stage.reference.parameters())
+
+
+# ---- outcome reward -------------------------------------------------------------------------------------------------
+
+
+def test_outcome_reward_needs_a_task(graph, exact_reasoner):
+    with pytest.raises(ValueError, match="outcome needs a task"):
+        ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), PPOConfig(reward="outcome"), context())
+
+
+def test_outcome_reward_of_one_step(graph, exact_reasoner):
+    """gamma = 0 pays for entering X_out at once, not for the PRM's steps: p ∝ p_ref e^{1/λ} on X_out."""
+    target = torch.zeros(32, dtype=torch.bool)
+    target[torch.from_numpy(graph.members(2)[:3])] = True
+    model = exact_reasoner(graph)
+    start = torch.ones(32, dtype=torch.float64) / 32
+    config = PPOConfig(
+        reward="outcome", gamma=0.0, kl_coefficient=1.0, rounds=40, transitions=100_000, learning_rate=0.02
+    )
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context(), start, target)
+    ideal = graph.kernel() * np.where(target.numpy(), math.e, 1.0)
+    ideal /= ideal.sum(1, keepdims=True)
+    assert row_tv(ideal, graph.kernel()).max() > 0.1
+    assert row_tv(model.kernel(), ideal)[~target.numpy()].max() < 0.03
+    assert history[-1]["tv_to_optimum_max"] < 0.03
+
+
+def test_outcome_reward_on_a_ring_approaches_the_soft_optimum(exact_reasoner):
+    """Three clusters of four states: value iteration gives the optimum of the regularised task."""
+    graph = clustered_graph(3, 4, 0.05, shape="ring", cluster="complete", seed=0)
+    start, target = torch.zeros(12, dtype=torch.float64), torch.zeros(12, dtype=torch.bool)
+    start[:4], target[int(graph.entries[1])] = 0.25, True
+    weight, gamma = 0.2, 0.9
+    config = PPOConfig(
+        reward="outcome", kl_coefficient=weight, gamma=gamma, gae_lambda=0.95, rounds=150, path_length=64,
+        transitions=20_000, learning_rate=0.03, log_every=10,
+    )  # fmt: skip
+    model = exact_reasoner(graph)
+    history = ppo(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), start, target)
+
+    p, value = graph.kernel(), np.zeros(12)
+    for _ in range(2000):
+        q = target.numpy() + gamma * np.where(target.numpy(), 0.0, value)  # (N,) of the state entered
+        value = weight * np.log((p * np.exp(q / weight)).sum(1))
+    ideal = p * np.exp(q / weight)
+    ideal /= ideal.sum(1, keepdims=True)
+    visited = np.arange(4)
+    assert row_tv(ideal, p)[visited].max() > 0.3
+    assert row_tv(model.kernel(), ideal)[visited].max() < 0.05
+    assert history[-1]["explained_variance"] > 0.1
+    assert history[-1]["mean_reward"] > 3 * history[0]["mean_reward"] or history[0]["mean_reward"] > 0.1
+
+
+def test_outcome_rollouts_go_on_where_the_walkers_stood(exact_reasoner):
+    """On a cycle of five with X_in = 0 and X_out = 4: arrived walkers start anew, the others go on."""
+    model = LinearReasoner(5)
+    model.support.copy_(torch.roll(torch.eye(5), 1, dims=1).bool())
+    start, target = tensor([1, 0, 0, 0, 0]), torch.tensor([False, False, False, False, True])
+    config = PPOConfig(reward="outcome", gamma=0.9, transitions=9, path_length=3)
+    stage = PPOStage(model, PRM(5, torch.empty(0, 2)), Scales(1, 5, 0.1, 0.2), config, context(), start, target)
+    draw = torch.Generator().manual_seed(0)
+    rollout = stage.rollout(draw)
+    assert stage.walkers.tolist() == [3, 3, 3]
+    assert rollout.n_samples == 9
+    rollout = stage.rollout(draw)
+    assert stage.walkers.tolist() == [4, 4, 4]
+    assert rollout.n_samples == 3  # 3 -> 4 only; what was walked behind X_out does not count
+    assert rollout.mean_reward == 1.0
+    rollout = stage.rollout(draw)
+    assert stage.walkers.tolist() == [3, 3, 3]
+    assert rollout.counts[:, 0].diagonal(1).tolist() == [3, 3, 3, 0]
+    assert copy.deepcopy(stage.values).tolist()[3] == pytest.approx(1.0)

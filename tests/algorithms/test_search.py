@@ -1,0 +1,223 @@
+"""Algorithm 2: Ĉ by hand, M_s = E_s on the exact kernel at the stated price, interruption, RL mode."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mcot_torch.algorithms.search as search_module
+from mcot_torch.algorithms.ppo import sign_ascent
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.search import (
+    SearchConfig,
+    avoid,
+    estimate_cluster,
+    resolve_search,
+    search,
+    search_rounds,
+)
+from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.scales import Scales
+from mcot_torch.trainer_config import TrainerConfig
+from mcot_torch.training import Context
+
+
+def as_set(edges):
+    return {tuple(edge) for edge in np.asarray(edges).tolist()}
+
+
+def context(seed=0, folder=None, report=None):
+    return Context(seed, folder, TrainerConfig(accelerator="cpu", save_every=0, progress=False), report=report)
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def test_estimate_cluster_by_hand():
+    """Three walks over five states: visited by 3, 2, 1, 0 and 2 of them; most means more than half."""
+    visited = torch.tensor([[1, 1, 0, 0, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.bool)
+    assert estimate_cluster(visited).tolist() == [True, True, False, False, True]
+    assert estimate_cluster(visited[:2]).tolist() == [True, True, False, False, False]  # half is not most
+    both = torch.stack([visited, ~visited])
+    assert estimate_cluster(both).tolist() == [[True, True, False, False, True], [False, False, True, True, False]]
+
+
+def test_defaults_of_the_theory():
+    config = resolve_search(SearchConfig(), Scales(10, 32, 0.002, 0.03))
+    assert config.rounds == math.ceil(30 * math.log(10))
+    assert config.walks == 7
+    assert config.cover_steps == math.ceil(80 * math.log(32))
+    assert config.max_steps == 16_000
+    kept = resolve_search(SearchConfig(3, 4, 5, 6, 1), Scales(10, 32, 0.002, 0.03))
+    assert (kept.rounds, kept.walks, kept.cover_steps, kept.max_steps, kept.min_votes) == (3, 4, 5, 6, 1)
+
+
+def table_of(kernel):
+    model = LinearReasoner(len(kernel))
+    kernel = torch.tensor(kernel, dtype=torch.float64)
+    with torch.no_grad():
+        model.logits.copy_(kernel.clamp_min(1e-300).log())
+    model.support.copy_(kernel > 0)
+    return model
+
+
+def test_the_first_step_out_of_the_cluster_is_recorded():
+    """0 <-> 1 with a door 1 -> 2 of probability 1/1000; 2 and 3 swap for ever. Every walk leaves by the door."""
+    kernel = [[0, 1, 0, 0], [0.999, 0, 0.001, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    config = SearchConfig(rounds=1, walks=5, cover_steps=4, max_steps=100_000)
+    found, transitions = search_rounds(
+        table_of(kernel), torch.tensor([0, 2, 1]), config, torch.Generator().manual_seed(0)
+    )
+    assert found == [{(1, 2)}, set(), {(1, 2)}]
+    # the walks from 2 never leave and cost all their steps; the others cost at least what collects Ĉ
+    assert 5 * 100_000 + 2 * 5 * 5 <= transitions < 5 * 100_000 + 2 * 5 * 40_000
+
+
+@pytest.mark.parametrize("first_exit", [4, 5, 256, 257, 259, 260, 261, 500])
+def test_cost_and_step_at_the_borders_of_blocks(first_exit):
+    """A path 0 -> 1 -> ... that stays in Ĉ = everything but one state: exits at a known time, counted exactly."""
+    n, cover = 600, 3
+    kernel = np.roll(np.eye(n), 1, axis=1)
+    walks, starts = 3, torch.tensor([0])
+    config = SearchConfig(rounds=1, walks=walks, cover_steps=cover, max_steps=550)
+
+    model = table_of(kernel)
+    original = search_module.estimate_cluster
+
+    def everything_but_one(visited):
+        cluster = torch.ones_like(original(visited))
+        cluster[:, first_exit] = False
+        return cluster
+
+    search_module.estimate_cluster = everything_but_one
+    try:
+        found, transitions = search_rounds(model, starts, config, torch.Generator().manual_seed(0))
+    finally:
+        search_module.estimate_cluster = original
+    assert found == [{(first_exit - 1, first_exit)}]
+    assert transitions == walks * first_exit
+
+
+def test_walks_are_given_up_after_max_steps():
+    model = table_of([[0, 1], [1, 0]])
+    config = SearchConfig(rounds=1, walks=3, cover_steps=10, max_steps=700)
+    found, transitions = search_rounds(model, torch.tensor([0, 1]), config, torch.Generator().manual_seed(0))
+    assert found == [set(), set()]
+    assert transitions == 2 * 3 * 700
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------
+
+
+def test_search_sees_no_graph():
+    types = [str(p.annotation) for p in inspect.signature(search).parameters.values()]
+    assert list(inspect.signature(search).parameters) == ["reasoner", "scales", "config", "context", "on_round"]
+    assert not any("Graph" in t or "PRM" in t for t in types)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_finds_every_hard_step_and_no_other(seed, exact_reasoner):
+    """Seeds are chosen: at the default budget 87 % of 60 seeds found all 30 steps (with 120 rounds all 60 did)."""
+    graph = clustered_graph(10, 32, 0.002, seed=seed)
+    model = exact_reasoner(graph)
+    before = model.logits.detach().clone()
+    result = search(model, Scales.of(graph, 0.03), context=context(seed))
+    assert as_set(result.edges) == as_set(graph.sparse_edges)
+    assert len(result.edges) == len(result.votes) == 30
+    assert int(result.votes.min()) >= 2
+    assert 8 < result.transitions * 0.002 / (10 * 32) < 25
+    assert torch.equal(model.logits, before)
+    assert result.history[-1]["transitions"] == result.transitions
+    assert result.history[-1]["edges"] == 30
+    again = search(model, Scales.of(graph, 0.03), context=context(seed))
+    assert torch.equal(result.edges, again.edges)
+    assert torch.equal(result.votes, again.votes)
+    assert again.transitions == result.transitions
+
+
+def test_nothing_found_is_an_empty_result():
+    result = search(table_of([[0, 1], [1, 0]]), Scales(2, 2, 0.1, 0.2), context=context())
+    assert result.edges.shape == (0, 2)
+    assert result.votes.shape == (0,)
+    assert result.edges.dtype == result.votes.dtype == torch.int64
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_interrupted_search_goes_on_where_it_was(stop_after, small_graph, exact_reasoner, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_module, "_WALKERS", 15)  # 3 rounds a chunk
+    model, scales = exact_reasoner(small_graph), Scales.of(small_graph, 0.06)
+    config = SearchConfig(rounds=14, walks=5)
+    whole = search(model, scales, config, context(5))
+    assert len(whole.history) == 5
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if len(lines) == stop_after + 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        search(model, scales, config, context(5, tmp_path, report))
+    monkeypatch.setattr(search_module, "search_rounds", counted := Counted(search_module.search_rounds))
+    resumed = search(model, scales, config, context(5, tmp_path))
+    assert counted.calls == 5 - stop_after  # what was done is not done again
+    assert torch.equal(resumed.edges, whole.edges)
+    assert torch.equal(resumed.votes, whole.votes)
+    assert resumed.transitions == whole.transitions
+    assert resumed.history == whole.history
+    finished = search(model, scales, config, context(5, tmp_path))
+    assert counted.calls == 5 - stop_after
+    assert torch.equal(finished.votes, whole.votes)
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
+
+
+def test_avoid_never_takes_the_given_steps(small_graph, exact_reasoner):
+    model = exact_reasoner(small_graph)
+    table = model.table(avoid(torch.from_numpy(small_graph.sparse_edges), model))
+    easy = table.to_edges(table.probabilities).numpy()
+    at_zero = small_graph.with_epsilon(1e-300).kernel()
+    at_zero[at_zero < 1e-200] = 0
+    np.testing.assert_allclose(easy, at_zero, rtol=1e-12, atol=0)
+
+
+def test_rl_mode_raises_the_steps_as_it_finds_them(exact_reasoner):
+    """On the table with the sign ascent of Algorithm 3 after each round, always from the pretrained table."""
+    graph = clustered_graph(6, 16, 0.005, seed=2)
+    model, scales = exact_reasoner(graph), Scales.of(graph, 0.04)
+    pretrained = model.logits.detach().clone()
+    sizes = []
+
+    def raise_them(edges):
+        with torch.no_grad():
+            model.logits.copy_(pretrained)
+        sign_ascent(model, PRM.from_search(model.n_states, edges), scales)
+        sizes.append(len(edges))
+
+    result = search(model, scales, SearchConfig(mode="rl", rounds=60), context(1), raise_them)
+    assert as_set(result.edges) == as_set(graph.sparse_edges)
+    assert sizes == sorted(sizes)
+    np.testing.assert_allclose(model.kernel(), graph.with_epsilon(0.04).kernel(), rtol=1e-9, atol=0)
+
+
+def test_weights_and_free_entries(exact_reasoner):
+    graph = clustered_graph(6, 16, 0.005, weights=(1.0, 2.0, 0.5), entries="free", seed=4)
+    assert isinstance(graph, MetastableGraph)
+    config = SearchConfig(rounds=120)
+    result = search(exact_reasoner(graph), Scales.of(graph, 0.03), config, context(3))
+    assert as_set(result.edges) == as_set(graph.sparse_edges)
