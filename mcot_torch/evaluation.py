@@ -245,7 +245,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         name="student",
         unit="hops",
         n_states=student.n_states,
-        start=np.bincount(labels, task.start, minlength=student.n_states),
+        start=np.bincount(labels, task.start, minlength=student.n_states).astype(np.float64),
         target=np.unique(labels[task.target]),
         truth=exact,
         truth_name="meta-chain",

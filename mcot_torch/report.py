@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,9 @@ def _interval(mean: float, high: float) -> str:
     return f"{_number(mean)} ± {_number(high - mean)}"
 
 
-def _table(title: str, caption: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+def _table(title: str, caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.title_justify = table.caption_justify = "left"
     for name in columns:
         table.add_column(name, justify="left" if name in ("model", "unit", "held against") else "right", no_wrap=True)
     for row in rows:
@@ -231,8 +233,8 @@ def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
             (
                 name,
                 row["row_tv_reference"],
-                "–" if row["row_tv_mean"] is None else f"{row['row_tv_mean']:.1e}",
-                "–" if row["row_tv_max"] is None else f"{row['row_tv_max']:.1e}",
+                "–" if row["row_tv_mean"] is None else f"{row['row_tv_mean']:.0e}",
+                "–" if row["row_tv_max"] is None else f"{row['row_tv_max']:.0e}",
                 f"{hard['min']:.3g}",
                 f"{hard['max']:.3g}",
                 "–" if row["hard_step_precision"] is None else f"{row['hard_step_precision']:.2f}",
@@ -248,7 +250,7 @@ def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
         _table(
             f"{task['description']}, seed {result['seed']}; shortest path {task['shortest_path']} steps",
             note,
-            ("model", "unit", "exact", "raw", "sampled", "speed-up", "parameters"),
+            ("model", "unit", "exact", "raw", "sampled", "speed-up", "params"),
             times,
         ),
         _table(
@@ -274,7 +276,9 @@ def _draw(
     found = models.prm.edges.numpy() if models.prm is not None else None
     curves = {}
     for subject in evaluated:
-        grid = np.unique(np.geomspace(1, max(2, times[subject.name].max()), 120).astype(np.int64))
+        longest = max(2, times[subject.name].max())
+        grid = np.unique(np.concatenate([np.arange(1, 100), np.geomspace(1, longest, 120).astype(np.int64)]))
+        grid = grid[grid <= longest]
         exact = survival(subject.kernel, subject.start, subject.target, grid) if subject.exact else None
         curve: dict[str, Any] = {"times": grid, "exact": exact, "sampled": times[subject.name], "unit": subject.unit}
         curve["horizon"] = rows[subject.name]["hitting_time_sampled"]["horizon"]

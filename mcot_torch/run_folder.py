@@ -182,8 +182,9 @@ class RunFolder:
         parts = {key: value if isinstance(value, dict) else {"": value} for key, value in asdict(config).items()}
         flat = {f"{key}.{inner}".strip("."): value for key, part in parts.items() for inner, value in part.items()}
         flat = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat.items()}
+        events = self.writer._get_file_writer()
         for summary in hparams(flat, metrics):
-            self.writer.file_writer.add_summary(summary)
+            events.add_summary(summary)
         for key, value in metrics.items():
             self.writer.add_scalar(key, value, 0)
 

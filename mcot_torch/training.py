@@ -104,9 +104,15 @@ class Stage(L.LightningModule):
         """The optimiser; its learning rate is set at every step by `learning_rate`."""
         raise NotImplementedError
 
+    def _optimizer(self, wrapped: bool = True) -> torch.optim.Optimizer:
+        """The one optimiser, as Lightning wraps it or plain."""
+        optimizer = self.optimizers(use_pl_optimizer=wrapped)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
     def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None = None) -> None:
         """One optimiser step on `loss`, which must be finite and have finite gradients."""
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         optimizer.zero_grad()
         self.manual_backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.reasoner.parameters(), clip_norm or torch.inf)
@@ -155,7 +161,7 @@ class Stage(L.LightningModule):
         if self.state_path is None:
             return
         tensors = {f"model.{key}": value for key, value in self.reasoner.state_dict().items()}
-        for index, slots in self.optimizers().state_dict()["state"].items():
+        for index, slots in self._optimizer(wrapped=False).state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
         tensors |= {f"extra.{key}": value for key, value in self.extra_state().items()}
         save_state(self.state_path, tensors, {"step": self.step, "total": self.total, "history": self.history})
@@ -175,7 +181,8 @@ class Stage(L.LightningModule):
         """The optimiser exists only now: give it its state back."""
         if self._pending is None:
             return
-        optimizer = self.optimizers()
+        # not Lightning's wrapper: state loaded into that stays in it and never reaches the optimiser
+        optimizer = self._optimizer(wrapped=False)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _part(self._pending, "optimizer.").items():
             index, slot = key.split(".", 1)

@@ -51,8 +51,12 @@ def test_streams_of_neighbouring_names_are_uncorrelated():
 
 def test_first_draws_over_names_are_uniform():
     """Seeds that are shifted copies of each other would show here: the first draw of 4,000 streams."""
-    first = np.array([float(torch.rand(1, dtype=torch.float64, generator=generator(s, "a", i)))
-                      for s, i in itertools.product(range(2), range(2000))])
+    first = np.array(
+        [
+            float(torch.rand(1, dtype=torch.float64, generator=generator(s, "a", i)))
+            for s, i in itertools.product(range(2), range(2000))
+        ]
+    )
     distance = np.abs(np.sort(first) - (np.arange(4000) + 0.5) / 4000).max()
     assert distance < np.sqrt(np.log(2 / 1e-6) / 8000) + 1 / 4000
     assert len(np.unique(first)) == 4000

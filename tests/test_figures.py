@@ -149,7 +149,7 @@ def test_states_lie_apart_inside_their_blobs(cluster):
     figure = figures.graph_figure(graph)
     states = next(c for c in figure.axes[0].collections if len(c.get_offsets()) == graph.n_states)
     spots = np.asarray(states.get_offsets())
-    centres, radius = figures._ring(5)
+    centres, radius = figures.graph._ring(5)
     assert np.linalg.norm(spots - centres[graph.clusters], axis=1).max() < radius
     apart = np.linalg.norm(spots[:, None] - spots[None], axis=2) + 9 * np.eye(len(spots))
     assert apart.min() > 0.02 * radius
@@ -306,7 +306,7 @@ def test_training_panels_show_what_was_logged():
     first, last = lines(figure, "loss")
     np.testing.assert_array_equal(first, [[10, 3.0], [20, 2.0]])  # NaN is left out
     np.testing.assert_array_equal(last, [[5, 1.0], [10, 0.5]])
-    np.testing.assert_array_equal(lines(figure, "edges")[0], [[5000, 3], [10000, 9]])
+    np.testing.assert_array_equal(lines(figure, "edges")[0], [[0, 0], [5000, 3], [10000, 9]])
     np.testing.assert_array_equal(lines(figure, "approx. KL")[0], [[1, 1e-3]])  # 0 has no logarithm
     assert [line[0, 1] for line in lines(figure, "ε_max")] == [0.05]
     assert [line[0, 1] for line in lines(figure, "ε")] == [0.01, 0.01]

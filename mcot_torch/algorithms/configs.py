@@ -41,9 +41,9 @@ class SearchConfig:
     """Algorithm 2; null takes the default that THEORY.md derives from K, M and ε."""
 
     rounds: int | None = None
-    """R, outer rounds; null means 3 K ln K."""
+    """R, outer rounds; null means 3 K ln K (ln 10 where K < 10)."""
     walks: int | None = None
-    """N, walks of a round; null means 3 ln K."""
+    """N, walks of a round; null means 3 ln K (likewise)."""
     cover_steps: int | None = None
     """T_0, steps that collect the cluster; null means 2.5 M ln M."""
     max_steps: int | None = None

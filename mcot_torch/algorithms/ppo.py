@@ -94,7 +94,7 @@ def sign_ascent(reasoner: LinearReasoner, prm: PRM, scales: Scales, step: float 
         objective = (old.exp() * clipped_surrogate(ratio, advantage, clip)).sum()
         (gradient,) = torch.autograd.grad(objective, reasoner.logits)
         with torch.no_grad():
-            reasoner.logits += gradient.sign() * (gap / (2 * n_updates))[:, None]
+            reasoner.logits.add_(gradient.sign() * (gap / (2 * n_updates))[:, None])
     return n_updates
 
 

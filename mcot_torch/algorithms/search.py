@@ -7,7 +7,8 @@ about the price of one unaided solve, Õ(KM/ε) transitions.
 
 Where the paper takes the union of the visited states, real sizes need a majority: with probability about
 N·T_0·n_out·ε/M a round, one walk escapes while Ĉ is still being collected. Walks that end outside Ĉ are dropped, and a
-step counts only if several rounds voted for it (THEORY section 2).
+step counts only if several rounds voted for it (THEORY section 2). Starts are drawn among the states that the fewest Ĉ
+held so far: with uniform starts one run in seven left some cluster with too few rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from mcot_torch.training import Context, load_state, save_state
 __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
 
 _BLOCK = 256  # steps between two looks for walks that left
-_WALKERS = 4096  # walkers at once
 
 
 @dataclass
@@ -52,10 +52,11 @@ class SearchResult:
 def resolve_search(config: SearchConfig, scales: Scales) -> SearchConfig:
     """The configuration with every null replaced by its value."""
     k, m = scales.n_clusters, max(2, scales.cluster_size)
+    log_k = math.log(max(k, 10))  # fewer clusters need as many rounds each
     return replace(
         config,
-        rounds=config.rounds or math.ceil(3 * k * math.log(k)),
-        walks=config.walks or max(3, math.ceil(3 * math.log(k))),
+        rounds=config.rounds or math.ceil(3 * k * log_k),
+        walks=config.walks or math.ceil(3 * log_k),
         cover_steps=config.cover_steps or math.ceil(2.5 * m * math.log(m)),
         max_steps=config.max_steps or math.ceil(m / scales.epsilon),
     )
@@ -72,11 +73,11 @@ def search_rounds(
     config: SearchConfig,
     draw: torch.Generator,
     policy: Policy | None = None,
-) -> tuple[list[set[tuple[int, int]]], int]:
+) -> tuple[list[set[tuple[int, int]]], Tensor, int]:
     """Several rounds at once, one from each of the (R,) `starts`.
 
     Returns:
-        For each round the steps by which its walks left Ĉ, and the transitions walked in all.
+        For each round the steps by which its walks left Ĉ; Ĉ (R, N) bool; the transitions walked in all.
     """
     assert config.walks and config.cover_steps and config.max_steps
     n_rounds, n_walks, device = len(starts), config.walks, reasoner.device
@@ -108,7 +109,7 @@ def search_rounds(
         walker.keep(~left)
         rounds = rounds[~left]
         done += path.shape[1]
-    return found, transitions
+    return found, cluster, transitions
 
 
 def search(
@@ -134,11 +135,13 @@ def search(
     config, context = resolve_search(config or SearchConfig(), scales), context or Context()
     assert config.rounds and config.walks
     one_by_one = config.mode == "rl"
-    chunk = 1 if one_by_one else max(1, _WALKERS // config.walks)
+    chunk = 1 if one_by_one else scales.n_clusters
+    coverage = torch.zeros(reasoner.n_states, dtype=torch.int64, device=reasoner.device)
     votes: dict[tuple[int, int], int] = {}
     transitions, done, history = 0, 0, []
     path = context.folder / "state.safetensors" if context.folder and not one_by_one else None
     if path is not None and (state := load_state(path)) is not None:
+        coverage = state[0]["coverage"].to(reasoner.device)
         meta = state[1]
         transitions, done, history = meta["transitions"], meta["done"], meta["history"]
         votes = {(x, y): n for x, y, n in meta["votes"]}
@@ -146,16 +149,18 @@ def search(
         while done < config.rounds:
             size = min(chunk, config.rounds - done)
             draw = generator(context.seed, "search", done, device=reasoner.device)
-            starts = torch.randint(reasoner.n_states, (size,), generator=draw, device=reasoner.device)
+            least = (coverage == coverage.min()).double()
+            starts = torch.multinomial(least, size, replacement=True, generator=draw)
             known = _accepted(votes, config.min_votes)
             policy = avoid(known, reasoner) if one_by_one and len(known) else None
-            found, cost = search_rounds(reasoner, starts, config, draw, policy)
-            for edges in found:
-                for edge in edges:
+            found, clusters, cost = search_rounds(reasoner, starts, config, draw, policy)
+            coverage += clusters.sum(0)
+            for steps in found:
+                for edge in steps:
                     votes[edge] = votes.get(edge, 0) + 1
             transitions, done = transitions + cost, done + size
             edges = _accepted(votes, config.min_votes)
-            line = {"step": done, "transitions": transitions, "edges": len(edges)}
+            line: dict[str, float] = {"step": done, "transitions": transitions, "edges": len(edges)}
             history.append(line)
             if context.report is not None:
                 context.report(line)
@@ -163,7 +168,7 @@ def search(
                 on_round(edges)
             if path is not None:
                 meta = {"transitions": transitions, "done": done, "history": history}
-                save_state(path, {}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})
+                save_state(path, {"coverage": coverage}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})
             bar.update(done, f"{len(edges)} hard steps")
     edges = _accepted(votes, config.min_votes)
     return SearchResult(

@@ -89,6 +89,9 @@ class TransformerReasoner(Reasoner, kind="transformer"):
         tied: share the embedding with the output matrix.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(
         self,
         n_states: int,
@@ -103,7 +106,7 @@ class TransformerReasoner(Reasoner, kind="transformer"):
             raise InputError(f"reasoner.width is {width}; it must be a multiple of 2 * n_heads = {2 * n_heads}")
         self.width, self.n_layers, self.n_heads, self.tied = width, n_layers, n_heads, tied
         self.embedding = nn.Embedding(n_states, width)
-        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(n_layers))
+        self.blocks: list[Block] = nn.ModuleList(Block(width, n_heads) for _ in range(n_layers))  # type: ignore[assignment]
         self.head = nn.Linear(width, n_states, bias=False)
         angle = torch.outer(torch.arange(window), 10_000.0 ** -torch.linspace(0, 1, width // n_heads // 2))
         self.register_buffer("cos", angle.cos(), persistent=False)
@@ -140,7 +143,7 @@ class TransformerReasoner(Reasoner, kind="transformer"):
             cache.length += t
         return self.head(_norm(x))  # (B, T, N)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As usual; a tied head is stored once, under the embedding's name."""
         state = super().state_dict(*args, **kwargs)
         if self.tied:

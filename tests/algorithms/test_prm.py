@@ -165,7 +165,7 @@ def test_damaged_files_are_input_errors(text, message, tmp_path):
 
 
 def test_missing_and_binary_files_are_input_errors(tmp_path):
-    with pytest.raises(InputError, match="nothing.csv"):
+    with pytest.raises(InputError, match=r"nothing\.csv"):
         PRM.load(tmp_path / "nothing.csv", 8)
     with pytest.raises(InputError, match="cannot be read"):
         PRM.load(tmp_path, 8)

@@ -90,6 +90,7 @@ def cycle(n):
     return np.roll(np.eye(n), 1, axis=1)
 
 
+@torch.no_grad()
 def test_outcome_rollout_by_hand():
     """0 -> 1 -> 2 = X_out, γ = .9, λ = .5, V = (.1, .2, ·): A_1 = 1 − .2 and A_0 = .18 − .1 + .45·.8."""
     model = table_of(cycle(3))
@@ -115,6 +116,7 @@ def test_outcome_rollout_by_hand():
     assert rollout.explained_variance == pytest.approx(1 - 0.18**2 / 0.23**2, rel=1e-10)
 
 
+@torch.no_grad()
 def test_truncated_rollout_bootstraps():
     model = table_of(cycle(3))
     terminal = torch.tensor([False, False, True])
@@ -231,7 +233,9 @@ def test_equal_rewards_have_no_advantage():
     reward[2] = 1.0
     reward[3, 0] = 1.0
     with torch.no_grad():
-        rollout = one_step_rollout(model, model, reward, no_penalty, PPOConfig(transitions=400, path_length=4), seeded(6))
+        rollout = one_step_rollout(
+            model, model, reward, no_penalty, PPOConfig(transitions=400, path_length=4), seeded(6)
+        )
     assert (rollout.gain[:3] == 0).all()
     assert (rollout.loss[:3] == 0).all()
     assert float(rollout.gain[3, 0, 0]) == pytest.approx(0.75 * float(rollout.counts[3, 0, 0]), rel=1e-12)
@@ -263,7 +267,9 @@ def test_discount_and_kl_weight():
     log_ref = tensor([[0.99, 0.01, 0.0], [0.5, 0.25, 0.25]]).log()
     known = torch.tensor([[False, True, False], [False, False, False]])
     scales = Scales(2, 3, 0.01, 0.1)
-    np.testing.assert_allclose(kl_weight(log_ref, known, scales, PPOConfig())[0], 1 / math.log(0.1 * 0.99 / (0.01 * 0.9)))
+    np.testing.assert_allclose(
+        kl_weight(log_ref, known, scales, PPOConfig())[0], 1 / math.log(0.1 * 0.99 / (0.01 * 0.9))
+    )
     np.testing.assert_allclose(kl_weight(log_ref, known, scales, PPOConfig(kl_coefficient=0.3)), 0.3)
     np.testing.assert_allclose(kl_weight(log_ref, known, scales, PPOConfig(reward="outcome")), 0.05)
 

@@ -69,10 +69,11 @@ def test_the_first_step_out_of_the_cluster_is_recorded():
     """0 <-> 1 with a door 1 -> 2 of probability 1/1000; 2 and 3 swap for ever. Every walk leaves by the door."""
     kernel = [[0, 1, 0, 0], [0.999, 0, 0.001, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
     config = SearchConfig(rounds=1, walks=5, cover_steps=4, max_steps=100_000)
-    found, transitions = search_rounds(
+    found, clusters, transitions = search_rounds(
         table_of(kernel), torch.tensor([0, 2, 1]), config, torch.Generator().manual_seed(0)
     )
     assert found == [{(1, 2)}, set(), {(1, 2)}]
+    assert clusters.tolist() == [[True, True, False, False], [False, False, True, True], [True, True, False, False]]
     # the walks from 2 never leave and cost all their steps; the others cost at least what collects Ĉ
     assert 5 * 100_000 + 2 * 5 * 5 <= transitions < 5 * 100_000 + 2 * 5 * 40_000
 
@@ -95,18 +96,20 @@ def test_cost_and_step_at_the_borders_of_blocks(first_exit):
 
     search_module.estimate_cluster = everything_but_one
     try:
-        found, transitions = search_rounds(model, starts, config, torch.Generator().manual_seed(0))
+        found, clusters, transitions = search_rounds(model, starts, config, torch.Generator().manual_seed(0))
     finally:
         search_module.estimate_cluster = original
     assert found == [{(first_exit - 1, first_exit)}]
+    assert (~clusters).nonzero().tolist() == [[0, first_exit]]
     assert transitions == walks * first_exit
 
 
 def test_walks_are_given_up_after_max_steps():
     model = table_of([[0, 1], [1, 0]])
     config = SearchConfig(rounds=1, walks=3, cover_steps=10, max_steps=700)
-    found, transitions = search_rounds(model, torch.tensor([0, 1]), config, torch.Generator().manual_seed(0))
+    found, clusters, transitions = search_rounds(model, torch.tensor([0, 1]), config, torch.Generator().manual_seed(0))
     assert found == [set(), set()]
+    assert clusters.all()
     assert transitions == 2 * 3 * 700
 
 
@@ -119,9 +122,9 @@ def test_search_sees_no_graph():
     assert not any("Graph" in t or "PRM" in t for t in types)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_finds_every_hard_step_and_no_other(seed, exact_reasoner):
-    """Seeds are chosen: at the default budget 87 % of 60 seeds found all 30 steps (with 120 rounds all 60 did)."""
+    """The default budget, at about 15 KM/ε; 60 of 60 further seeds were perfect too."""
     graph = clustered_graph(10, 32, 0.002, seed=seed)
     model = exact_reasoner(graph)
     before = model.logits.detach().clone()
@@ -139,6 +142,14 @@ def test_finds_every_hard_step_and_no_other(seed, exact_reasoner):
     assert again.transitions == result.transitions
 
 
+@pytest.mark.parametrize("n_clusters", [2, 3, 4, 6])
+def test_defaults_suffice_for_few_clusters(n_clusters, exact_reasoner):
+    jumps = [1] if n_clusters < 4 else [1, 2, -1]
+    graph = clustered_graph(n_clusters, 16, 0.005, jumps, seed=5)
+    result = search(exact_reasoner(graph), Scales.of(graph, 0.03), context=context(4))
+    assert as_set(result.edges) == as_set(graph.sparse_edges)
+
+
 def test_nothing_found_is_an_empty_result():
     result = search(table_of([[0, 1], [1, 0]]), Scales(2, 2, 0.1, 0.2), context=context())
     assert result.edges.shape == (0, 2)
@@ -152,11 +163,12 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_interrupted_search_goes_on_where_it_was(stop_after, small_graph, exact_reasoner, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_module, "_WALKERS", 15)  # 3 rounds a chunk
     model, scales = exact_reasoner(small_graph), Scales.of(small_graph, 0.06)
-    config = SearchConfig(rounds=14, walks=5)
+    config = SearchConfig(rounds=18, walks=5)
     whole = search(model, scales, config, context(5))
-    assert len(whole.history) == 5
+    chunks = len(whole.history)
+    assert chunks > 3
+    assert [line["step"] for line in whole.history][-1] == 18
     lines = []
 
     def report(line):
@@ -168,13 +180,13 @@ def test_interrupted_search_goes_on_where_it_was(stop_after, small_graph, exact_
         search(model, scales, config, context(5, tmp_path, report))
     monkeypatch.setattr(search_module, "search_rounds", counted := Counted(search_module.search_rounds))
     resumed = search(model, scales, config, context(5, tmp_path))
-    assert counted.calls == 5 - stop_after  # what was done is not done again
+    assert counted.calls == chunks - stop_after  # what was done is not done again
     assert torch.equal(resumed.edges, whole.edges)
     assert torch.equal(resumed.votes, whole.votes)
     assert resumed.transitions == whole.transitions
     assert resumed.history == whole.history
     finished = search(model, scales, config, context(5, tmp_path))
-    assert counted.calls == 5 - stop_after
+    assert counted.calls == chunks - stop_after
     assert torch.equal(finished.votes, whole.votes)
 
 

@@ -325,13 +325,13 @@ def test_non_finite_weights_are_input_errors(kind, value, tmp_path):
     with torch.no_grad():
         next(model.parameters())[2, 3] = value
     model.save(tmp_path)
-    with pytest.raises(InputError, match="non-finite number in (logits|embedding.weight)"):
+    with pytest.raises(InputError, match=r"non-finite number in (logits|embedding.weight)"):
         load_reasoner(tmp_path)
 
 
 def test_wrong_dtype_is_an_input_error(tmp_path):
     make("linear").float().save(tmp_path)
-    with pytest.raises(InputError, match="does not fit model.json at logits"):
+    with pytest.raises(InputError, match=r"does not fit model\.json at logits"):
         load_reasoner(tmp_path)
 
 

@@ -125,9 +125,7 @@ def test_window_1_shortcut_is_attention_over_one_key():
     through_cache = model(states, Cache(model, 9))  # a cache takes the full path
     np.testing.assert_allclose(model(states).detach(), through_cache.detach(), atol=1e-6)
     longer = make(4)  # and the first position of a longer context sees the same
-    np.testing.assert_allclose(
-        longer(states).detach(), longer(states.expand(-1, 3))[:, :1].detach(), atol=1e-6
-    )
+    np.testing.assert_allclose(longer(states).detach(), longer(states.expand(-1, 3))[:, :1].detach(), atol=1e-6)
 
 
 def test_rotary_positions_are_relative():
