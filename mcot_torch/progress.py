@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from rich.progress import (
 
 __all__ = ["Bar", "console", "progress_bar"]
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 100)
 
 
 class Bar:

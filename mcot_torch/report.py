@@ -197,10 +197,10 @@ def _interval(mean: float, high: float) -> str:
 
 
 def _table(title: str, caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
     for name in columns:
-        table.add_column(name, justify="left" if name in ("model", "unit", "held against") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("model", "unit", "against") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
@@ -257,7 +257,7 @@ def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
             "How close",
             "TV: total variation of a row; hard: probability of the hard steps (hops of the student); "
             "P, R: precision and recall of those found",
-            ("model", "held against", "TV mean", "TV max", "hard min", "hard max", "P", "R"),
+            ("model", "against", "TV mean", "TV max", "hard min", "max", "P", "R"),
             fits,
         ),
     )

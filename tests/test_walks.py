@@ -143,6 +143,23 @@ def test_rare_edges_of_pair_counts():
     assert_rare(counts)
 
 
+def test_walkers_draw_53_bits(monkeypatch):
+    """On the grid of float32, 2^-24, an edge of probability 1e-8 fires far too often or never."""
+    seen = []
+    step = TableWalker._step_numpy
+
+    def record(self, uniform, out):
+        seen.append(uniform.copy())
+        step(self, uniform, out)
+
+    monkeypatch.setattr(TableWalker, "_step_numpy", record)
+    TableWalker(StepTable.from_kernel(CHAIN), torch.zeros(100, dtype=torch.int64), seeded(15)).advance(300)
+    uniform = np.concatenate(seen)
+    assert uniform.shape == (300, 100)
+    assert uniform.dtype == np.float64
+    assert ((uniform * 2.0**24) % 1 != 0).mean() > 0.999
+
+
 @pytest.mark.parametrize("column", [0, 1, 2])
 def test_edge_of_1e_8_fires_at_its_rate(column):
     """float32 uniforms get this one wrong: about 500 expected of 5e10 walkers."""

@@ -36,6 +36,7 @@ from mcot_torch.walks import walk_counts
 __all__ = ["DistillConfig", "Labels", "distill", "label_states", "lift", "record_counts"]
 
 _BLOCK = 64  # steps between two looks for walkers that arrived
+_HEAD_WALKS = 33  # walks that decide whether two heads lie in one cluster: few heads, and much hangs on them
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
             break
         heads = torch.cat([heads, lost.nonzero()[:1, 0]])
 
-    walker = reasoner.walker(heads.repeat_interleave(n_walks), draw, policy)
-    visited = torch.zeros(len(heads) * n_walks, n, dtype=torch.bool, device=device)
-    visited.scatter_(1, walker.advance(cover), True)
-    transitions += len(visited) * cover
-    seen = visited.view(len(heads), n_walks, n).sum(1)[:, heads] * 2 > n_walks  # (heads, heads)
+    walker = reasoner.walker(heads.repeat_interleave(_HEAD_WALKS), draw, policy)
+    visited = torch.zeros(len(heads) * _HEAD_WALKS, n, dtype=torch.bool, device=device)
+    for _ in range(0, 4 * cover, _BLOCK):
+        visited.scatter_(1, walker.advance(_BLOCK), True)
+        transitions += len(visited) * _BLOCK
+    seen = visited.view(len(heads), _HEAD_WALKS, n).sum(1)[:, heads] * 2 > _HEAD_WALKS  # (heads, heads)
     same = (seen & seen.T).cpu().numpy()
     _, group = connected_components(coo_array(same), directed=False)
     group_of = torch.full((n,), -1, dtype=torch.int64, device=device)

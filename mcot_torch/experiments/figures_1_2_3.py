@@ -31,9 +31,7 @@ class Settings:
 
 def points(settings: Settings) -> list[Point]:
     """One."""
-    return [
-        {"K": settings.n_clusters, "M": settings.cluster_size, "epsilon": settings.epsilon, "seed": settings.seed}
-    ]
+    return [{"K": settings.n_clusters, "M": settings.cluster_size, "epsilon": settings.epsilon, "seed": settings.seed}]
 
 
 def measure(point: Point) -> Row:
@@ -55,16 +53,18 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         Number("steps that search took for hard ones", float(rows[0]["false"]), at_most=0.0),
     ]
     why = "Every hard step in Figure 1 was found by search, and nothing else."
-    return judge(numbers, why, notes=["Figures 2 and 3 (Section 5, parity tasks) are not drawn yet: they need the logic module."])
+    return judge(
+        numbers, why, notes=["Figures 2 and 3 (Section 5, parity tasks) are not drawn yet: they need the logic module."]
+    )
 
 
 def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     """Figure 1."""
-    from mcot_torch.figures import draw_graph
+    from mcot_torch.figures import graph_figure
     from mcot_torch.graphs.task import TaskConfig, build_task
 
     graph = synthetic("circulant", settings.n_clusters, settings.cluster_size, settings.epsilon, settings.seed)
-    return draw_graph(graph, rows[0]["edges"], build_task(TaskConfig(), graph))
+    return graph_figure(graph, rows[0]["edges"], build_task(TaskConfig(), graph))
 
 
 EXPERIMENT = Experiment(

@@ -95,12 +95,21 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     full = select(rows, budget=max(settings.budgets))
     costs = [r["cost_log"] for r in full]
     numbers = [
-        Number("smallest recall at the full budget", min(r["recall"] for r in full), at_least=1.0, expected="1 − Õ(1/K)"),
-        Number("smallest precision at the full budget", min(r["precision"] for r in full), at_least=1.0, expected="1 − Õ(1/K)"),
+        Number(
+            "smallest recall at the full budget", min(r["recall"] for r in full), at_least=1.0, expected="1 − Õ(1/K)"
+        ),
+        Number(
+            "smallest precision at the full budget",
+            min(r["precision"] for r in full),
+            at_least=1.0,
+            expected="1 − Õ(1/K)",
+        ),
         mean_number("cost of the full budget in (KM/ε)·ln K transitions", costs, expected="Õ(1)"),
         mean_number("cost of the full budget in KM/ε transitions", [r["cost"] for r in full]),
     ]
-    enough = [b for b in settings.budgets if all(r["recall"] == r["precision"] == 1.0 for r in rows if r["budget"] >= b)]
+    enough = [
+        b for b in settings.budgets if all(r["recall"] == r["precision"] == 1.0 for r in rows if r["budget"] >= b)
+    ]
     if enough:
         first = select(rows, budget=min(enough))
         numbers.append(
@@ -137,7 +146,9 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
             same = select(part, budget=f)
             means.append([sum(r[key] for r in same) / len(same) for key in ("cost_log", "recall", "precision")])
         cost, recall, precision = zip(*means, strict=True)
-        left.plot([r["cost_log"] for r in part], [r["recall"] for r in part], "o", color=COLOURS[i], ms=3, alpha=0.3, mew=0)
+        left.plot(
+            [r["cost_log"] for r in part], [r["recall"] for r in part], "o", color=COLOURS[i], ms=3, alpha=0.3, mew=0
+        )
         left.plot(cost, recall, "o-", color=COLOURS[i], ms=4, lw=1.4, label=f"recall, K = {k}")
         left.plot(cost, precision, ":", color=COLOURS[i], lw=1.8, label=f"precision, K = {k}")
         full = select(part, budget=max(settings.budgets))
@@ -145,7 +156,9 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         trend(right, gains, [v for r in full for v in r["gained"]], f"guided by M_s, K = {k}", i)
     ends = [min(settings.gains), max(settings.gains)]
     right.plot(ends, ends, "--", color=GREY, lw=1.1, label="ε_max/ε", zorder=1)
-    left.set(xlabel="transitions / ((KM/ε)·ln K)", ylabel="share of hard steps", ylim=(-0.03, 1.05), title="budget of search")
+    left.set(
+        xlabel="transitions / ((KM/ε)·ln K)", ylabel="share of hard steps", ylim=(-0.03, 1.05), title="budget of search"
+    )
     right.set(xlabel="ε_max/ε", ylabel="E[τ] before / after guidance", title="gain of guidance")
     left.set_xscale("log")
     log_axis(left, "x")

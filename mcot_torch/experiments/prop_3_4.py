@@ -59,7 +59,8 @@ def points(settings: Settings) -> list[Point]:
         result.append({"part": "schedule", "K": 4, "M": m, "epsilon": target / 10, "epsilon_max": target, "seed": 0})
     steps = settings.pretrain_steps
     return result + [
-        {"part": "transformer", **size, "epsilon": 0.002, "ratios": settings.ratios, "steps": steps, "seed": s} for s in seeds
+        {"part": "transformer", **size, "epsilon": 0.002, "ratios": settings.ratios, "steps": steps, "seed": s}
+        for s in seeds
     ]
 
 
@@ -131,35 +132,74 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     """Hard steps, rows, updates, the schedule."""
     linear, schedule, transformer = (select(rows, part=p) for p in ("linear", "schedule", "transformer"))
     numbers = [
-        Number("smallest hard step / ε_max, linear", min(r["hard_min"] for r in linear), at_least=0.9, expected="1 − o(1)"),
-        Number("largest hard step / ε_max, linear", max(r["hard_max"] for r in linear), at_most=1.1, expected="1 − o(1)"),
+        Number(
+            "smallest hard step / ε_max, linear", min(r["hard_min"] for r in linear), at_least=0.9, expected="1 − o(1)"
+        ),
+        Number(
+            "largest hard step / ε_max, linear", max(r["hard_max"] for r in linear), at_most=1.1, expected="1 − o(1)"
+        ),
     ]
-    slope, half, _, r2 = straight_line([math.log(r["epsilon_max"] / r["epsilon"]) for r in linear], [r["updates"] for r in linear])
+    slope, half, _, r2 = straight_line(
+        [math.log(r["epsilon_max"] / r["epsilon"]) for r in linear], [r["updates"] for r in linear]
+    )
     numbers += [
         Number("updates per unit of log(ε_max/ε)", slope, slope - half, slope + half, expected="5 for η = .1"),
         Number("R² of updates against log(ε_max/ε)", r2, at_least=0.98, expected="1"),
-        Number("smallest TV of a source row / W(ε_max − ε), linear", min(r["source_tv_min"] for r in linear), at_least=0.9, expected="1"),
-        Number("largest TV of a source row / W(ε_max − ε), linear", max(r["source_tv_max"] for r in linear), at_most=1.1, expected="1"),
-        Number("largest TV of any other row, linear", max(r["other_tv_max"] for r in linear), at_most=1e-12, expected="0"),
+        Number(
+            "smallest TV of a source row / W(ε_max − ε), linear",
+            min(r["source_tv_min"] for r in linear),
+            at_least=0.9,
+            expected="1",
+        ),
+        Number(
+            "largest TV of a source row / W(ε_max − ε), linear",
+            max(r["source_tv_max"] for r in linear),
+            at_most=1.1,
+            expected="1",
+        ),
+        Number(
+            "largest TV of any other row, linear", max(r["other_tv_max"] for r in linear), at_most=1e-12, expected="0"
+        ),
     ]
     logs = [math.log(r["M"]) for r in schedule]
     b, half = power_laws({"log M": logs}, [r["M"] * r["tv_max"] for r in schedule])["log M"]
     numbers.append(
-        Number("exponent of log M in M·TV along ε_max = 1/(M log⁴ M)", b, b - half, b + half, at_most=-3.0, expected="−4")
+        Number(
+            "exponent of log M in M·TV along ε_max = 1/(M log⁴ M)", b, b - half, b + half, at_most=-3.0, expected="−4"
+        )
     )
     fixed = [r["M"] * r["tv_max"] for r in linear if r["epsilon_max"] == max(settings.targets)]
-    numbers.append(Number(f"M·TV at ε_max = {max(settings.targets) * settings.cluster_size:.2g}/M, which stays", max(fixed)))
+    numbers.append(
+        Number(f"M·TV at ε_max = {max(settings.targets) * settings.cluster_size:.2g}/M, which stays", max(fixed))
+    )
     if transformer:
         numbers += [
-            Number("smallest hard step / ε_max, transformer", min(v for r in transformer for v in r["hard_min"]), at_least=0.9, expected="1"),
-            Number("largest hard step / ε_max, transformer", max(v for r in transformer for v in r["hard_max"]), at_most=1.1, expected="1"),
-            Number("largest TV of any other row, transformer", max(v for r in transformer for v in r["other_tv_max"]), at_most=0.02, expected="0"),
+            Number(
+                "smallest hard step / ε_max, transformer",
+                min(v for r in transformer for v in r["hard_min"]),
+                at_least=0.9,
+                expected="1",
+            ),
+            Number(
+                "largest hard step / ε_max, transformer",
+                max(v for r in transformer for v in r["hard_max"]),
+                at_most=1.1,
+                expected="1",
+            ),
+            Number(
+                "largest TV of any other row, transformer",
+                max(v for r in transformer for v in r["other_tv_max"]),
+                at_most=0.02,
+                expected="0",
+            ),
         ]
     why = (
         f"Hard steps end within {100 * max(abs(numbers[0].value - 1), abs(numbers[1].value - 1)):.1g} % of ε_max after "  # type: ignore[operator]
         f"{slope:.2f}·log(ε_max/ε) updates of the linear form, no other row moves, and M·TV vanishes along the logarithmic schedule."
     )
-    notes = ["The sign form starts from the exact table; the transformer from its own pretraining, whose errors carry through."]
+    notes = [
+        "The sign form starts from the exact table; the transformer from its own pretraining, whose errors carry through."
+    ]
     return judge(numbers, why, constants=True, notes=notes)
 
 
@@ -169,8 +209,16 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     linear, schedule, transformer = (select(rows, part=p) for p in ("linear", "schedule", "transformer"))
     for i, target in enumerate(settings.targets):
         part = select(linear, epsilon_max=target)
-        trend(axes[0], [r["epsilon_max"] / r["epsilon"] for r in part], [r["updates"] for r in part], f"ε_max = {target:g}", i)
-    axes[0].set(xlabel="ε_max/ε", ylabel="updates", title="linear, sign steps of at most .1", ylim=(0, None), xscale="log")
+        trend(
+            axes[0],
+            [r["epsilon_max"] / r["epsilon"] for r in part],
+            [r["updates"] for r in part],
+            f"ε_max = {target:g}",
+            i,
+        )
+    axes[0].set(
+        xlabel="ε_max/ε", ylabel="updates", title="linear, sign steps of at most .1", ylim=(0, None), xscale="log"
+    )
     legend(axes[0], "upper left")
     ms = [r["M"] for r in schedule]
     axes[1].plot(ms, [r["M"] * r["tv_max"] for r in schedule], "o-", color=COLOURS[0], ms=4.5, label="measured")

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from matplotlib import rc_context
+from PIL import Image
 
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import load
@@ -246,8 +247,11 @@ def _table(rows: list[Row]) -> str:
 
 
 def _save_figure(figure: Any, path: Path) -> None:
+    """A PNG of at most 128 colours: a third of the size, and nobody sees it."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_FIGURE_DPI, metadata={"Software": None})
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=_FIGURE_DPI, metadata={"Software": None})
+    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(temporary, "png", optimize=True)
     temporary.replace(path)
 
 

@@ -170,7 +170,7 @@ def _near(others: dict[str, float], settings: Settings) -> dict[str, float]:
 
 def quick() -> Settings:
     """A corner of the grids."""
-    return Settings(["circulant", "ring"], [1e-4, 1e-2], [16, 32], [8, 16, 32], [8, 16], [0.03], seeds=1)
+    return Settings(["circulant", "ring"], [1e-4, 1e-2], [16, 32], [8, 16, 32], [8], [0.03], seeds=1)
 
 
 EXPERIMENT = Experiment(
