@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mcot_torch.errors import InputError
+from mcot_torch.errors import InputError, NonFiniteError
 
 __all__ = ["evaluate", "train"]
 
@@ -54,10 +55,11 @@ def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
 
 def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
     """Do the work; what a user can mend is told in one line."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         work()
         return 0
-    except InputError as error:
+    except (InputError, NonFiniteError) as error:
         return _tell(prog, f"error: {error}", 2)
     except OSError as error:
         if error.errno is None:  # not the operating system's: a library's own, with a traceback worth seeing
@@ -67,6 +69,11 @@ def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
         return _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
     except KeyboardInterrupt:
         return _tell(prog, f"interrupted; {comfort}", 130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, as a cluster's scheduler sends it, is Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _tell(prog: str, message: str, status: int) -> int:

@@ -211,6 +211,8 @@ def _check_stages(config: Config) -> None:
 
 def _check_combinations(config: Config) -> None:
     reasoner, pretrain, search, ppo = config.reasoner, config.pretrain, config.search, config.ppo
+    if ppo.gamma == 1 and ppo.reward == "process":
+        raise InputError("ppo.gamma is 1.0, but the process reward never ends: its value needs ppo.gamma below 1")
     if reasoner.kind == "linear" and reasoner.window > 1:
         raise InputError(
             f"reasoner.window is {reasoner.window}, but the linear reasoner sees the current state only; use 1, or "

@@ -1,6 +1,6 @@
 """The one error of the package that means: the input is wrong, and here is the way out."""
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "NonFiniteError"]
 
 
 class InputError(ValueError):
@@ -9,3 +9,7 @@ class InputError(ValueError):
     Its message is one line that names the thing, the value, the rule and what to do. The command line prints it
     without a traceback and exits with status 2.
     """
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite: names the stage, the step and the last good state."""

@@ -216,20 +216,20 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
 
 
 def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], None]:
-    """Algorithm 3 after each round of search (RL mode): raises the steps that the round added."""
-    known: set[tuple[int, int]] = set()
+    """Algorithm 3 after each round of search (RL mode): raises all steps found so far."""
+    known = 0
 
     def on_round(edges: Tensor) -> None:
-        new = [tuple(edge) for edge in edges.tolist() if tuple(edge) not in known]
-        if not new:
+        nonlocal known
+        if len(edges) == known:
             return
-        known.update(new)
+        known, prm = len(edges), PRM(problem.graph.n_states, edges)
         if isinstance(reasoner, LinearReasoner) and config.ppo.form == "sign":
-            prm = PRM(problem.graph.n_states, torch.tensor(new))
+            reasoner.load_state_dict(reference.state_dict())  # a row's hard steps are raised together
             sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
         else:
             short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
-            ppo(reasoner, PRM(problem.graph.n_states, edges), problem.scales, short, reference=reference)
+            ppo(reasoner, prm, problem.scales, short, reference=reference)
 
     return on_round
 

@@ -14,6 +14,8 @@ __all__ = ["generator"]
 
 
 def generator(seed: int, *name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is hashed from (seed, *name): different names give unrelated streams (THEORY 6.4)."""
+    """A generator whose stream is hashed from (seed, *name): different names give other
+
+    streams, never shifted copies of one another (THEORY 6.4)."""
     digest = hashlib.sha256(repr((int(seed), *name)).encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -11,9 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,22 +24,19 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.progress import Bar, progress_bar
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.trainer_config import TrainerConfig
 
-__all__ = ["Context", "NonFiniteError", "Stage", "cosine", "fit", "load_state", "save_state"]
+__all__ = ["Context", "Stage", "cosine", "fit", "load_state", "save_state"]
 
 Metrics = dict[str, float]
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite: names the stage, the step and the last good state."""
 
 
 @dataclass
@@ -63,7 +63,10 @@ def save_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(plain, temporary, metadata={"json": json.dumps(meta)})
+    try:
+        save_file(plain, temporary, metadata={"json": json.dumps(meta)})
+    except SafetensorError as error:
+        raise OSError(f"{path}: the state cannot be written ({error})") from None
     temporary.replace(path)
 
 
@@ -71,8 +74,13 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What `save_state` wrote, or None where there is nothing."""
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: the saved state cannot be read ({error}); delete it to begin the stage again"
+        ) from None
 
 
 class Stage(L.LightningModule):
@@ -97,6 +105,7 @@ class Stage(L.LightningModule):
         self.step = 0
         self.history: list[Metrics] = []
         self.bar: Bar | None = None
+        self.stop_requested = False
         self._pending: dict[str, Tensor] | None = None
         self._saved_at = time.monotonic()
 
@@ -115,11 +124,12 @@ class Stage(L.LightningModule):
         optimizer = self._optimizer()
         optimizer.zero_grad()
         self.manual_backward(loss)
+        value = float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.reasoner.parameters(), clip_norm or torch.inf)
-        if not bool(torch.isfinite(norm + loss.detach())):
+        if not math.isfinite(value + float(norm)):
             where = f"the last good state is {self.state_path}" if self.state_path else "no state was kept"
             raise NonFiniteError(
-                f"{self.name}: loss {float(loss):g} with gradient norm {float(norm):g} at step {self.step}; {where}; "
+                f"{self.name}: loss {value:g} with gradient norm {float(norm):g} at step {self.step}; {where}; "
                 f"try a smaller {self.name}.learning_rate"
             )
         for group in optimizer.param_groups:
@@ -138,8 +148,10 @@ class Stage(L.LightningModule):
                 self.context.report(line)
         if self.bar is not None:
             self.bar.update(self.step, note)
-        if time.monotonic() - self._saved_at > self.context.trainer.save_every:
+        if self.stop_requested or time.monotonic() - self._saved_at > self.context.trainer.save_every:
             self.save()
+        if self.stop_requested:
+            raise KeyboardInterrupt
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -173,6 +185,8 @@ class Stage(L.LightningModule):
         if state is None:
             return
         self._pending, meta = state
+        if meta["total"] != self.total:
+            raise InputError(f"{self.state_path} is of a stage of {meta['total']} steps, not {self.total}; delete it")
         self.step, self.history = meta["step"], meta["history"]
         self.reasoner.load_state_dict(_part(self._pending, "model."))
         self.load_extra_state(_part(self._pending, "extra."))
@@ -207,12 +221,34 @@ def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
     with progress_bar(stage.name, stage.total, config.progress) as stage.bar:
         stage.bar.update(stage.step)
         device = stage.reasoner.device
-        trainer.fit(stage, loader)
+        try:
+            with _interruptible(stage):
+                trainer.fit(stage, loader)
+        except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from None
         stage.reasoner.to(device)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     stage.bar = None
     return stage.history
+
+
+@contextmanager
+def _interruptible(stage: Stage) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stage after the step in hand, its state saved; a second one ends it at once."""
+
+    def request(number: int, frame: object) -> None:
+        if stage.stop_requested:
+            raise KeyboardInterrupt
+        stage.stop_requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _trainer(config: TrainerConfig) -> L.Trainer:

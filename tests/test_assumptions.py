@@ -113,7 +113,10 @@ def test_permuting_clusters_changes_nothing(small_graph):
     easy = ~small_graph.hard
     triple = (place[small_graph.sources], place[small_graph.indices], small_graph.weights)
     moved = MetastableGraph.from_edges(
-        tuple(x[easy] for x in triple), tuple(x[~easy] for x in triple), small_graph.clusters[order], small_graph.epsilon
+        tuple(x[easy] for x in triple),
+        tuple(x[~easy] for x in triple),
+        small_graph.clusters[order],
+        small_graph.epsilon,
     )
     for before, after in zip(check_assumptions(small_graph), check_assumptions(moved), strict=True):
         assert after.passed == before.passed

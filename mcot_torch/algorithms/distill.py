@@ -24,6 +24,7 @@ from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import avoid
 from mcot_torch.data import Batch, PairCounts, uniform_starts
+from mcot_torch.errors import InputError
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
@@ -170,6 +171,8 @@ def distill(
         The student, time rescaled, and the logged lines.
     """
     config, context = config or DistillConfig(), context or Context()
+    if not len(prm.edges):
+        raise InputError("the PRM knows no hard step: there are no clusters to distill; search longer first")
     draw = generator(context.seed, "distill", device=teacher.device)
     found = label_states(teacher, prm, scales, config.label_walks, draw)
     transitions = config.transitions or (1_000_000_000 if teacher.window == 1 else 2_000_000)

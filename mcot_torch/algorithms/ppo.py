@@ -147,10 +147,10 @@ class PPOStage(Stage):
         """(B, T) λ of each context."""
         return kl_weight(log_ref, self.prm.mask(states.device)[states], self.scales, self.config)
 
-    def reward(self) -> Tensor:
-        """(N, N) float64 reward of each step, without the KL term."""
+    def reward(self, draw: torch.Generator | None = None) -> Tensor:
+        """(N, N) float64 reward of each step, without the KL term; a noisy PRM draws its errors from `draw`."""
         if self.config.reward == "process":
-            return self.prm.scores(self.reasoner.device)
+            return self.prm.scores(self.reasoner.device, draw)
         return self.terminal().double().expand(self.reasoner.n_states, -1)
 
     def terminal(self) -> Tensor:
@@ -165,7 +165,7 @@ class PPOStage(Stage):
     def rollout(self, draw: torch.Generator) -> Rollout:
         """Sample with the policy as it is, and weigh what was sampled."""
         if self.gamma == 0:
-            return one_step_rollout(self.reasoner, self.reference, self.reward(), self.kl_weight, self.config, draw)
+            return one_step_rollout(self.reasoner, self.reference, self.reward(draw), self.kl_weight, self.config, draw)
         terminal = self.terminal()
         if self.walkers is not None:
             fresh = terminal[self.walkers.to(draw.device)]
@@ -176,7 +176,7 @@ class PPOStage(Stage):
         rollout, self.values, self.walkers = gae_rollout(
             self.reasoner,
             self.reference,
-            self.reward(),
+            self.reward(draw),
             terminal,
             self.values.to(draw.device),
             walkers,
@@ -201,7 +201,7 @@ class PPOStage(Stage):
         stopped = False
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.states), generator=draw, device=draw.device)
-            for rows in order.chunk(self.config.minibatches):
+            for rows in order.tensor_split(self.config.minibatches):
                 stopped = self._improve(rollout.rows(rows), old[rows], rollout.n_samples, rate)
                 if stopped:
                     break

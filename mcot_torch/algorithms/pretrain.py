@@ -48,13 +48,24 @@ def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
     return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
 
 
+_CUT_BATCHES = 64  # batches of paths whose contexts decide the cut
+
+
 class PretrainStage(Stage):
     """Gradient steps on the likelihood, with the cut after `config.steps` of them."""
 
     name = "pretrain"
 
-    def __init__(self, reasoner: Reasoner, config: PretrainConfig, threshold: float, context: Context) -> None:
+    def __init__(
+        self,
+        reasoner: Reasoner,
+        data: Dataset[Batch],
+        config: PretrainConfig,
+        threshold: float,
+        context: Context,
+    ) -> None:
         super().__init__(reasoner, context, config.log_every)
+        self.data = data
         self.config = config
         self.threshold = threshold
         self.rate = config.learning_rate or default_learning_rate(reasoner, config.optimizer)
@@ -69,19 +80,25 @@ class PretrainStage(Stage):
         """One gradient step; the cut comes right before step T1."""
         states, counts = batch
         if self.step == self.config.steps:
-            self.cut(states)
+            self.cut()
         loss = negative_log_likelihood(self.reasoner.log_probs(states).to(counts.dtype), counts)
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
         self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
+        if self.step + 1 == self.total:
+            self.cut()
         self.finish_step(lambda: {"loss": float(loss.detach()), "learning_rate": self.rate * decay})
 
-    def cut(self, states: Tensor) -> None:
-        """Drop every step that the reasoner finds less probable than the threshold."""
-        if self.reasoner.window == 1:
-            kernel = self.reasoner.kernel()
-        else:
-            kernel, visits, _ = self.reasoner.context_kernel(states)
+    def cut(self) -> None:
+        """Drop every step that the reasoner finds less probable than the threshold.
+
+        With a longer window the probability is the mean over contexts in fresh paths; an unseen state keeps all steps.
+        """
+        if isinstance(self.data, PathData):
+            contexts = torch.cat([self.data.paths(len(self.data) + i)[:, :-1] for i in range(_CUT_BATCHES)])
+            kernel, visits, _ = self.reasoner.context_kernel(contexts)
             kernel[visits == 0] = 1.0
+        else:
+            kernel = self.reasoner.kernel()
         self.reasoner.cut_(kernel, self.threshold)
 
 
@@ -106,11 +123,8 @@ def pretrain(
     threshold = config.threshold
     if threshold is None:
         threshold = default_threshold(Scales.of(graph, graph.epsilon))
-    stage = PretrainStage(reasoner, config, threshold, context)
     data = _data(reasoner, graph, config, context.seed)
-    history = fit(stage, data)
-    stage.cut(data.paths(len(data))[:, :-1] if isinstance(data, PathData) else torch.empty(0))
-    return history
+    return fit(PretrainStage(reasoner, data, config, threshold, context), data)
 
 
 def _data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, seed: int) -> Dataset[Batch]:

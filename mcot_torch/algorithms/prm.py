@@ -66,12 +66,14 @@ class PRM:
         edges = np.stack([graph.sources[taken], graph.indices[taken]], axis=1)
         return cls(graph.n_states, torch.from_numpy(edges), noise, seed)
 
-    def scores(self, device: torch.device | str = "cpu") -> Tensor:
-        """(N, N) float64: 1 on the known hard steps, 0 elsewhere, plus this call's noise."""
+    def scores(self, device: torch.device | str = "cpu", draw: torch.Generator | None = None) -> Tensor:
+        """(N, N) float64: 1 on the known hard steps, 0 elsewhere, plus this call's noise, drawn from `draw` if given."""
         matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64)
         matrix[self.edges[:, 0], self.edges[:, 1]] = 1.0
         if self.noise > 0:
-            matrix += self.noise * torch.randn(matrix.shape, dtype=torch.float64, generator=self._generator)
+            source = draw or self._generator
+            noise = torch.randn(matrix.shape, dtype=torch.float64, generator=source, device=source.device)
+            matrix += self.noise * noise.cpu()
         return matrix.to(device)
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:

@@ -30,7 +30,15 @@ PAPER: tuple[str, ...] = (
 )
 """The paper's claims."""
 
-BEYOND: tuple[str, ...] = ()
+BEYOND: tuple[str, ...] = (
+    "beyond_transformer_vs_linear",
+    "beyond_imperfect_prm",
+    "beyond_no_cap",
+    "beyond_outcome_reward",
+    "beyond_compute_matched",
+    "beyond_past_epsilon_max",
+    "beyond_free_entries",
+)
 """Questions that the paper leaves open, on the same graphs."""
 
 NAMES = PAPER + BEYOND

@@ -21,8 +21,8 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy is imported
     os.environ.setdefault(_name, "1")
 
-from mcot_torch.errors import InputError
-from mcot_torch.experiments import NAMES, PAPER, load
+from mcot_torch.errors import InputError  # noqa: E402
+from mcot_torch.experiments import NAMES, PAPER, load  # noqa: E402
 
 PROG = "python -m mcot_torch.experiments"
 
@@ -92,7 +92,7 @@ def _read(target: type, words: Sequence[str], files: bool = False) -> Any:
 
 
 def _run(experiments: list[Any], words: list[str], command: list[str]) -> int:
-    quick = "--quick" in words and words[words.index("--quick") + 1 :][:1] != ["false"] or "--quick=true" in words
+    quick = ("--quick" in words and words[words.index("--quick") + 1 :][:1] != ["false"]) or "--quick=true" in words
     target: type = Options
     if len(experiments) == 1:  # settings of several at once would be ambiguous
         make = experiments[0].quick if quick else experiments[0].settings

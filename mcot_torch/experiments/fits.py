@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def power_law(x: ArrayLike, y: ArrayLike) -> tuple[float, float, float]:
     return b, half, float(np.exp(a))
 
 
-def power_laws(columns: dict[str, ArrayLike], y: ArrayLike) -> dict[str, tuple[float, float]]:
+def power_laws(columns: Mapping[str, ArrayLike], y: ArrayLike) -> dict[str, tuple[float, float]]:
     """y = c Π x_i^b_i by least squares in logarithms: name -> (b, half width of its 95 % t interval)."""
     design = np.stack([np.log(np.asarray(x, dtype=np.float64)) for x in columns.values()], axis=1)
     design = np.column_stack([design, np.ones(len(design))])
@@ -55,13 +55,14 @@ def slope(
 ) -> Number:
     """The exponent of y against x as a `Number`, decided by |b − expected| ≤ tolerance if both are given."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    decides = expected is not None and tolerance is not None
-    bounds = (expected - tolerance, expected + tolerance) if decides else (None, None)  # type: ignore[operator]
+    bounds: dict[str, float] = {}
+    if expected is not None and tolerance is not None:
+        bounds = {"at_least": expected - tolerance, "at_most": expected + tolerance}
     text = "" if expected is None else f"{expected:g}" + (f" ± {tolerance:g}" if tolerance is not None else "")
     if len(np.unique(x)) < 2:
-        return Number(name, None, None, None, *bounds, text)
+        return Number(name, None, expected=text, **bounds)  # type: ignore[arg-type]
     b, half, _ = power_law(x, y)
-    return Number(name, b, b - half, b + half, *bounds, text)
+    return Number(name, b, b - half, b + half, expected=text, **bounds)  # type: ignore[arg-type]
 
 
 def mean_number(name: str, values: Sequence[float], **bounds: Any) -> Number:

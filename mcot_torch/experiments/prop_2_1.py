@@ -8,6 +8,7 @@ exactly. Three families of points: expander clusters along ε = c/M (falls as n_
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -100,7 +101,7 @@ def _xy(rows: list[Row]) -> tuple[list[float], list[float]]:
 def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     """Ratio against M: the three kinds, and n_out."""
     fig, (left, right) = panels(2, height=3.4)
-    kinds = (
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("expanders, ε = c/M", {"cluster": "random_regular", "law": "c/M", "n_out": 3}),
         ("cycles, ε = c/M (A1 fails)", {"cluster": "cycle"}),
         (f"expanders, ε = {settings.epsilon:g}", {"law": "fixed"}),

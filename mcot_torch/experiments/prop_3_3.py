@@ -34,7 +34,7 @@ class Settings:
     """f of R = f·K ln K; 3 is the default of the package."""
     gains: list[float] = field(default_factory=lambda: [1.5, 2.0, 4.0, 8.0, 15.0])
     """ε_max/ε of guidance."""
-    seeds: int = 5
+    seeds: int = 10
     """Graphs, and searches, of each kind."""
 
 
@@ -71,7 +71,7 @@ def measure(point: Point) -> Row:
     result = {
         "rounds": rounds,
         "recall": len(edges & true) / len(true),
-        "precision": len(edges & true) / max(1, len(edges)),
+        "precision": len(edges & true) / len(edges) if edges else None,
         "transitions": found.transitions,
         "cost": found.transitions * epsilon / (k * m),
         "cost_log": found.transitions * epsilon / (k * m * math.log(k)),
@@ -100,7 +100,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         ),
         Number(
             "smallest precision at the full budget",
-            min(r["precision"] for r in full),
+            min(r["precision"] or 0.0 for r in full),
             at_least=1.0,
             expected="1 − Õ(1/K)",
         ),
@@ -118,14 +118,17 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
                 [r["cost_log"] for r in first],
             )
         )
-    numbers.append(Number("smallest precision at any budget", min(r["precision"] for r in rows if r["recall"] > 0)))
+    numbers.append(
+        Number("smallest precision at any budget", min(r["precision"] for r in rows if r["precision"] is not None))
+    )
     if len(settings.n_clusters) > 1:
         b, half = power_laws({"K": [r["K"] for r in full]}, costs)["K"]
         numbers.append(
             Number("exponent of K in cost / ((KM/ε)·ln K)", b, b - half, b + half, expected="0 up to logarithms")
         )
     ratios = [(g, r["gained"][i]) for r in full for i, g in enumerate(r["gains"])]
-    numbers.append(slope("exponent of ε_max/ε in E[τ] before / after", *zip(*ratios, strict=True), 1.0, 0.05))
+    gains, gained = zip(*ratios, strict=True)
+    numbers.append(slope("exponent of ε_max/ε in E[τ] before / after", gains, gained, 1.0, 0.05))
     ideal = [abs(value - 1.0) for r in full for value in r["against_ideal"]]
     numbers.append(Number("largest |E[τ] guided / E[τ] of p^ε_max − 1|", max(ideal), at_most=0.01, expected="0"))
     c = numbers[2]
@@ -136,6 +139,12 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True)
 
 
+def _mean(rows: list[Row], key: str) -> float:
+    """Mean of a column where it is defined: no precision without a step found."""
+    values = [r[key] for r in rows if r[key] is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
 def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     """Recall and precision against cost; gain."""
     fig, (left, right) = panels(2, height=3.4)
@@ -144,7 +153,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         means = []
         for f in settings.budgets:
             same = select(part, budget=f)
-            means.append([sum(r[key] for r in same) / len(same) for key in ("cost_log", "recall", "precision")])
+            means.append([_mean(same, key) for key in ("cost_log", "recall", "precision")])
         cost, recall, precision = zip(*means, strict=True)
         left.plot(
             [r["cost_log"] for r in part], [r["recall"] for r in part], "o", color=COLOURS[i], ms=3, alpha=0.3, mew=0
@@ -164,7 +173,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     log_axis(left, "x")
     log_axis(right, "y")
     log_axis(right, "x", settings.gains)
-    legend(left, "lower right")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     legend(right, "upper left")
     return fig
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from mcot_torch.algorithms.configs import DistillConfig
 from mcot_torch.chains import escape_probabilities, meta_chain, pair_kernel
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
 from mcot_torch.experiments.fits import select, slope
-from mcot_torch.experiments.plots import GREY, legend, log_axis, panels, reference, trend
+from mcot_torch.experiments.plots import GREY, last_value, legend, log_axis, panels, reference, trend
 from mcot_torch.experiments.support import exact_reasoner, synthetic
 
 
@@ -149,8 +148,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
             right.axvline(mark, color=GREY, ls=":", lw=1)
             right.text(mark, 0.97, " M²/ε²", color=GREY, fontsize=8, va="top", transform=right.get_xaxis_transform())
     ts = settings.transitions
-    last = min(float(line.get_ydata()[-1]) for line in right.lines if len(line.get_xdata()) > 2)
-    reference(right, ts, -0.5, (max(ts), 0.6 * last), "slope −1/2")
+    reference(right, ts, -0.5, (max(ts), 0.6 * last_value(right)), "slope −1/2")
     left.set(xlabel="ε (probability a step)", ylabel="largest escape ratio − 1", title="Prop. 4.1: escape of q° / q*")
     right.set(
         xlabel="T_dist (transitions)",

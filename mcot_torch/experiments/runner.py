@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ def worker_pool(jobs: int) -> Iterator[Executor | None]:
         return
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a worker imports numpy
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
     try:
         yield pool
+    except BaseException:  # interrupted or failed: what is finished is on disk, nobody waits for the rest
+        for child in active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for name, value in before.items():
@@ -63,6 +68,11 @@ def worker_pool(jobs: int) -> Iterator[Executor | None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    torch.set_num_threads(1)
 
 
 def run(
@@ -247,11 +257,13 @@ def _table(rows: list[Row]) -> str:
 
 
 def _save_figure(figure: Any, path: Path) -> None:
-    """A PNG of at most 128 colours: a third of the size, and nobody sees it."""
+    """A PNG of at most 256 colours: a third of the size, and nobody sees it."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_FIGURE_DPI, metadata={"Software": None})
     temporary = path.with_name(path.name + ".tmp")
-    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(temporary, "png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        temporary, "png", optimize=True
+    )
     temporary.replace(path)
 
 

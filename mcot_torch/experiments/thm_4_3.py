@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from mcot_torch.chains import hitting_time, pair_kernel, rescale
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select
-from mcot_torch.experiments.plots import legend, log_axis, panels, reference, trend
+from mcot_torch.experiments.plots import log_axis, panels, reference, trend
 from mcot_torch.experiments.support import exact_reasoner, synthetic
 from mcot_torch.graphs.graph import MetastableGraph
 
@@ -133,7 +133,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         settings.cluster_sizes[min(1, len(settings.cluster_sizes) - 1)],
     )
     epsilon = settings.epsilons[-2]
-    views = (
+    views: tuple[tuple[str, str, dict[str, float]], ...] = (
         ("epsilon", "ε (probability a step)", {"K": k, "M": m}),
         ("M", "M (states a cluster)", {"K": k, "epsilon": epsilon}),
         ("K", "K (clusters)", {"M": m, "epsilon": epsilon}),

@@ -210,5 +210,7 @@ def load_reasoner(folder: str | Path, device: torch.device | str = "cpu") -> Rea
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"{folder}: model.safetensors holds a non-finite number in {key}")
+    if not bool(tensors["support"].any(-1).all()):
+        raise InputError(f"{folder}: model.safetensors leaves a state without any supported step")
     model.load_state_dict(tensors)
     return model.to(device)

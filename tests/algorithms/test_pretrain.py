@@ -139,7 +139,12 @@ def test_longer_window_learns_and_its_cut_keeps_what_was_not_visited():
     assert float((kernel - exact).abs().max()) < 0.1
     assert torch.equal(model.support, exact > 0)
     fresh = TransformerReasoner(8, 8, 16, 1, 2)
-    stage = PretrainStage(fresh, PretrainConfig(), 0.5, context())
-    stage.cut(torch.tensor([[0, 1, 0, 1]]))
+
+    class OnlyTwoStates(PathData):
+        def paths(self, step):
+            return torch.tensor([[0, 1, 0, 1]])
+
+    stage = PretrainStage(fresh, OnlyTwoStates(table, 1, 3, 1, 0), PretrainConfig(), 0.5, context())
+    stage.cut()
     assert fresh.support[2:].all()  # rows without a context are left as they were
     assert fresh.support[:2].sum(1).tolist() == [1, 1]

@@ -139,7 +139,7 @@ def test_resumes_behind_the_last_finished_point(squares, tmp_path):
 def test_other_settings_do_not_mix(squares, tmp_path):
     experiment, calls, _ = squares
     run(experiment, Settings(), tmp_path)
-    with pytest.raises(InputError, match="other settings.*xs.*--overwrite"):
+    with pytest.raises(InputError, match=r"other settings.*xs.*--overwrite"):
         run(experiment, Settings([1, 2, 5]), tmp_path)
     run(experiment, Settings([1, 2, 5]), tmp_path, overwrite=True)
     assert calls[4:] == [1, 2, 5]
