@@ -1,5 +1,36 @@
-"""mcot_torch: a laboratory for chain-of-thought reasoning as a metastable Markov process."""
+"""mcot_torch: a laboratory for chain-of-thought reasoning as a metastable Markov process.
+
+The names below are imported when they are first used, so that `import mcot_torch` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from mcot_torch.version import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "graphs": ("GraphConfig", "MetastableGraph", "TaskConfig", "build_graph", "build_task"),
+    "chains": ("hitting_time", "hitting_times", "meta_chain", "pair_kernel", "stationary_law", "survival"),
+    "assumptions": ("check_assumptions",),
+    "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner"),
+    "scales": ("Scales",),
+    "algorithms.pretrain": ("PretrainConfig", "pretrain"),
+    "algorithms.search": ("SearchConfig", "search"),
+    "algorithms.prm": ("PRM", "guidance"),
+    "algorithms.ppo": ("PPOConfig", "ppo", "sign_ascent"),
+    "algorithms.distill": ("DistillConfig", "distill", "lift"),
+    "training": ("Context",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mcot_torch' has no attribute {name!r}")
+    return getattr(import_module(f"mcot_torch.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,6 +22,7 @@ from mcot_torch.algorithms.ppo import ppo, sign_ascent
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
+from mcot_torch.assumptions import check_assumptions, summary_lines
 from mcot_torch.chains import hitting_time
 from mcot_torch.config import Config, resolve_run_dir
 from mcot_torch.errors import InputError
@@ -136,6 +137,8 @@ def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: 
         highlight=False,
         soft_wrap=True,
     )
+    for line in summary_lines(check_assumptions(graph, problem.task)):
+        console.print(f"         {line}", highlight=False, soft_wrap=True)
     kind = type(reasoner).__name__
     console.print(
         f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters",

@@ -82,7 +82,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     names = list(NAMES) if names == ["all"] else list(PAPER) if names == ["paper"] else names
     experiments = [load(name) for name in names]
-    return _run(experiments, options, words)
+    return _run(experiments, options)
 
 
 def _read(target: type, words: Sequence[str], files: bool = False) -> Any:
@@ -91,7 +91,7 @@ def _read(target: type, words: Sequence[str], files: bool = False) -> Any:
     return Parser(PROG, (target.__doc__ or "").strip(), target, files).read(words)
 
 
-def _run(experiments: list[Any], words: list[str], command: list[str]) -> int:
+def _run(experiments: list[Any], words: list[str]) -> int:
     quick = ("--quick" in words and words[words.index("--quick") + 1 :][:1] != ["false"]) or "--quick=true" in words
     target: type = Options
     if len(experiments) == 1:  # settings of several at once would be ambiguous
@@ -114,7 +114,7 @@ def _run(experiments: list[Any], words: list[str], command: list[str]) -> int:
             settings = getattr(options, "settings", None) or (
                 experiment.quick() if options.quick else experiment.settings()
             )
-            told = shlex.join([*PROG.split(), *command])
+            told = shlex.join([*PROG.split(), experiment.name, *words])
             result = run(experiment, settings, folder / experiment.name, pool, options.overwrite, told)
             console.print(
                 f"{experiment.name:>14}  {result['seconds']:6.1f} s  [bold]{result['verdict']}[/]: {result['why']}",

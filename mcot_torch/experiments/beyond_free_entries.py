@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, meta_chain
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.beyond_common import answer, make_problem, median, stages
+from mcot_torch.experiments.beyond_common import answer, make_problem, stages
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, panels
 from mcot_torch.experiments.support import exact_reasoner
@@ -37,7 +37,7 @@ class Settings:
     """Rounds of PPO."""
     distill_transitions: int = 100_000_000
     """T_dist."""
-    seeds: int = 5
+    seeds: int = 3
     """Graphs of each kind."""
 
 
@@ -87,13 +87,27 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
             mean_number(f"{entries}: min q*·M/ε", [r["a4_constant"] for r in part]),
             Number(f"{entries}: smallest recall of search", min(r["recall"] for r in part)),
             Number(f"{entries}: smallest precision of search", min(r["precision"] for r in part)),
-            Number(f"{entries}: largest |hard step / ε_max − 1| after PPO", max(max(1 - r["hard_min"], r["hard_max"] - 1) for r in part)),
-            Number(f"{entries}: share of students with exactly K clusters", float(np.mean([r["clusters"] == r["K"] for r in part]))),
+            Number(
+                f"{entries}: largest |hard step / ε_max − 1| after PPO",
+                max(max(1 - r["hard_min"], r["hard_max"] - 1) for r in part),
+            ),
+            Number(
+                f"{entries}: share of students with exactly K clusters",
+                float(np.mean([r["clusters"] == r["K"] for r in part])),
+            ),
             Number(f"{entries}: mislabelled states, mean", float(np.mean([r["mislabelled"] for r in part]))),
             Number(f"{entries}: largest |E[τ⁺] / exact − 1|", max(gaps) if gaps else None),
-            mean_number(f"{entries}: E[τ⁺]/K, exact", [r["hops_exact"] / r["K"] for r in part if r["hops_exact"] is not None]),
-            mean_number(f"{entries}: lifted steps / E[τ] at ε", [r["lifted"] / r["base"] for r in part if r["lifted"] is not None]),
-            Number(f"{entries}: smallest share of lifted paths that are valid and arrive", min(r["lifted_valid"] for r in part)),
+            mean_number(
+                f"{entries}: E[τ⁺]/K, exact", [r["hops_exact"] / r["K"] for r in part if r["hops_exact"] is not None]
+            ),
+            mean_number(
+                f"{entries}: lifted steps / E[τ] at ε",
+                [r["lifted"] / r["base"] for r in part if r["lifted"] is not None],
+            ),
+            Number(
+                f"{entries}: smallest share of lifted paths that are valid and arrive",
+                min(r["lifted_valid"] for r in part),
+            ),
         ]
     free = {n.name.removeprefix("free: "): n.value for n in numbers if n.name.startswith("free: ")}
     single = {n.name.removeprefix("single: "): n.value for n in numbers if n.name.startswith("single: ")}
@@ -104,7 +118,11 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         f"{free['smallest precision of search']:.2f}, and labelling merges the heads into exactly K clusters on {100 * (right or 0):.0f} % of the "
         f"graphs; E[τ⁺]/K is {free['E[τ⁺]/K, exact']:.2f} against {single['E[τ⁺]/K, exact']:.2f}."
     )
-    if (right or 0) < 1 or (free["smallest recall of search"] or 0) < 1 or (free["smallest precision of search"] or 0) < 1:
+    if (
+        (right or 0) < 1
+        or (free["smallest recall of search"] or 0) < 1
+        or (free["smallest precision of search"] or 0) < 1
+    ):
         why = "Something: " + why.removeprefix("Little: ")
     return answer(numbers, why)
 
@@ -128,16 +146,14 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
                 axis.plot([i - 0.25, i + 0.25], [np.mean(values)] * 2, "-", color=colour, lw=2)
         axis.set_xticks(range(len(ticks)), ticks, fontsize=6.5)
         axis.set_xlim(-0.6, len(ticks) - 0.4)
-        axis.set_ylim(0, None)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.set_title(name)
     return fig
 
 
 def quick() -> Settings:
     """One small graph of each kind."""
-    return Settings(
-        n_clusters=[4], cluster_size=8, epsilon=0.02, ppo_rounds=25, distill_transitions=3_000_000, seeds=1
-    )
+    return Settings(n_clusters=[4], cluster_size=8, epsilon=0.02, ppo_rounds=25, distill_transitions=3_000_000, seeds=1)
 
 
 EXPERIMENT = Experiment(

@@ -78,7 +78,7 @@ def _section(result: dict[str, Any]) -> str:
     size = " (quick size)" if result["quick"] else ""
     lines += [
         "",
-        f"`{result['command']}`: {result['points']} points, {result['seconds']:.0f} s of computation{size} on "
+        f"`{result['command']}`: {result['points']} points, {result['seconds']:.0f} CPU seconds{size} on "
         f"{result['machine']}; mcot_torch {result['versions']['mcot_torch']}, torch {result['versions']['torch']}.",
         "",
     ]

@@ -184,7 +184,7 @@ def _timed_by_name(name: str, point: Point) -> dict[str, Any]:
 
 
 def _timed(experiment: Experiment[Any], point: Point) -> dict[str, Any]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         result = _clean(experiment.measure(point))
     except Exception as error:
@@ -192,7 +192,7 @@ def _timed(experiment: Experiment[Any], point: Point) -> dict[str, Any]:
         raise
     if both := sorted(set(point) & set(result)):
         raise ValueError(f"{experiment.name} measures {both[0]}, which its points already hold")
-    return {"point": point, "result": result, "seconds": round(time.perf_counter() - begin, 4)}
+    return {"point": point, "result": result, "seconds": round(time.process_time() - begin, 4)}
 
 
 def _clean(value: Any) -> Any:
