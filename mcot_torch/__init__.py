@@ -14,16 +14,17 @@ _HOMES = {
     "assumptions": ("check_assumptions",),
     "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner"),
     "scales": ("Scales",),
-    "algorithms.pretrain": ("PretrainConfig", "pretrain"),
-    "algorithms.search": ("SearchConfig", "search"),
+    "algorithms.configs": ("DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig"),  # without Lightning
+    "algorithms.pretrain": ("pretrain",),
+    "algorithms.search": ("search",),
     "algorithms.prm": ("PRM", "guidance"),
-    "algorithms.ppo": ("PPOConfig", "ppo", "sign_ascent"),
-    "algorithms.distill": ("DistillConfig", "distill", "lift"),
+    "algorithms.ppo": ("ppo", "sign_ascent"),
+    "algorithms.distill": ("distill", "lift"),
     "training": ("Context",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
