@@ -140,9 +140,10 @@ _DOMAINS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "reasoner.window reasoner.width reasoner.n_layers reasoner.n_heads pretrain.steps pretrain.transitions "
         "pretrain.path_length pretrain.batch_size pretrain.log_every search.rounds search.walks search.cover_steps "
         "search.max_steps search.min_votes ppo.rounds ppo.epochs ppo.minibatches ppo.transitions ppo.path_length ppo.log_every "
-        "distill.label_walks distill.transitions distill.path_length distill.steps distill.log_every evaluation.walks "
+        "distill.label_walks distill.transitions distill.path_length distill.steps distill.log_every "
         "evaluation.contexts trainer.devices trainer.threads",
     ),
+    ("at least 2, or no interval can be given", lambda x: x >= 2, "evaluation.walks"),
     ("at least 0", lambda x: x >= 0, "seed pretrain.steps_after_cut ppo.entropy_coefficient distill.beta"),
     (
         "above 0",
@@ -268,7 +269,7 @@ def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
 def parse_evaluate(argv: Sequence[str], prog: str = "evaluate.py") -> EvaluateOptions:
     """What evaluate.py is asked to do; raises as `parse_train`."""
     options: EvaluateOptions = Parser(prog, _EVALUATE, EvaluateOptions).read(argv)
-    for key, least in (("walks", 1), ("seed", 0)):
+    for key, least in (("walks", 2), ("seed", 0)):
         value = getattr(options, key)
         if value is not None and value < least:
             raise InputError(f"{key} is {value}; it must be at least {least}")

@@ -28,12 +28,12 @@ from mcot_torch.config import Config, resolve_run_dir
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation import make_probe
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
-from mcot_torch.progress import console
+from mcot_torch.progress import console, say
 from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.run_folder import RunFolder
 from mcot_torch.scales import Scales
-from mcot_torch.training import Metrics
+from mcot_torch.training import Context, Metrics
 
 __all__ = ["Models", "Problem", "load_models", "pick_device", "prepare", "run"]
 
@@ -115,36 +115,26 @@ def run(config: Config, command: list[str]) -> Path:
         ("Curves", f"tensorboard --logdir {folder.path}"),
         ("Evaluate", f"python evaluate.py {folder.path}"),
     ):
-        console.print(f"{what:<8} {command_line}", highlight=False, soft_wrap=True)
+        say(f"{what:<8} {command_line}")
     return folder.path
 
 
 def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: torch.device) -> None:
     graph, scales = problem.graph, problem.scales
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    console.print(
-        f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}", highlight=False, soft_wrap=True
-    )
-    console.print(
+    say(f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}")
+    say(
         f"Graph    N = {graph.n_states} states, K = {graph.n_clusters} clusters of at most M = {graph.cluster_size}, "
-        f"{int(graph.hard.sum())} hard steps, ε = {graph.epsilon:g}, ε_max = {scales.epsilon_max:g}",
-        highlight=False,
-        soft_wrap=True,
+        f"{int(graph.hard.sum())} hard steps, ε = {graph.epsilon:g}, ε_max = {scales.epsilon_max:g}"
     )
-    console.print(
+    say(
         f"Task     {problem.task.description}: exactly {problem.hitting_time(graph.epsilon):,.0f} steps, "
-        f"{problem.hitting_time(scales.epsilon_max):,.0f} at ε_max",
-        highlight=False,
-        soft_wrap=True,
+        f"{problem.hitting_time(scales.epsilon_max):,.0f} at ε_max"
     )
     for line in summary_lines(check_assumptions(graph, problem.task)):
-        console.print(f"         {line}", highlight=False, soft_wrap=True)
+        say(f"         {line}")
     kind = type(reasoner).__name__
-    console.print(
-        f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters")
 
 
 @contextmanager
@@ -166,18 +156,14 @@ def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFo
     _ = folder.writer  # the events of earlier processes, before any new one
     for stage in config.stages:
         if folder.is_finished(stage):
-            console.print(f"{stage:>8}  found in {folder.stage(stage)}", highlight=False, soft_wrap=True)
+            say(f"{stage:>8}  found in {folder.stage(stage)}")
             continue
         models = load_models(folder, problem, device)
         begin = time.perf_counter()
         with folder_seconds(folder, stage):
             history, summary = runners[stage](models)
         folder.finish(stage, history, **summary)
-        console.print(
-            f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}")
 
 
 def _told(stage: str, history: list[Metrics], summary: dict) -> str:
@@ -232,9 +218,17 @@ def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: 
             sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
         else:
             short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
-            ppo(reasoner, prm, problem.scales, short, reference=reference)
+            context = Context(config.seed, trainer=replace(config.trainer, progress=False))  # search has a bar already
+            ppo(reasoner, prm, problem.scales, short, context, *_start_and_target(problem), reference)
 
     return on_round
+
+
+def _start_and_target(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The task as Algorithm 3 takes it: (N,) law of X_in and (N,) bool X_out."""
+    target = torch.zeros(problem.graph.n_states, dtype=torch.bool)
+    target[torch.from_numpy(np.ascontiguousarray(problem.task.target))] = True
+    return torch.from_numpy(problem.task.start), target
 
 
 def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
@@ -247,9 +241,7 @@ def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) ->
         if config.ppo.form == "sign":  # RL mode has raised every step already
             reasoner.save(folder.stage("ppo"))
             return [{"step": 0, **context.probe(reasoner)}], {}  # type: ignore[misc]
-    start = torch.from_numpy(problem.task.start)
-    target = torch.zeros(problem.graph.n_states, dtype=torch.bool)
-    target[torch.from_numpy(np.ascontiguousarray(problem.task.target))] = True
+    start, target = _start_and_target(problem)
     history = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
     reasoner.save(folder.stage("ppo"))
     return history, {}

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Bar", "console", "progress_bar"]
+__all__ = ["Bar", "console", "progress_bar", "say"]
 
 console = Console(width=None if sys.stdout.isatty() else 100)
 
@@ -47,3 +47,8 @@ def progress_bar(description: str, total: int, enabled: bool = True) -> Iterator
     )
     with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no markup, no colours, no breaks but the terminal's own."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from mcot_torch.chains import survival
@@ -248,7 +249,7 @@ def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
         note += "; *: of predictions averaged over contexts, since the model reads history"
     return (
         _table(
-            f"{task['description']}, seed {result['seed']}; shortest path {task['shortest_path']} steps",
+            f"{escape(task['description'])}, seed {result['seed']}; shortest path {task['shortest_path']} steps",
             note,
             ("model", "unit", "exact", "raw", "sampled", "speed-up", "params"),
             times,

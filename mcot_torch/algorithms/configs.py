@@ -103,7 +103,7 @@ class DistillConfig:
     label_walks: int = 9
     """Walks that vote on the cluster of each state; they avoid the known hard steps."""
     transitions: int | None = None
-    """T_dist, teacher steps recorded as pairs of clusters; null means 10^8 (a teacher with window 1) or 2·10^6."""
+    """T_dist, teacher steps recorded as pairs of clusters; null means 10^9 (a teacher with window 1) or 2·10^6."""
     path_length: int = 2048
     """Steps of each recorded walk."""
     steps: int = 2000

@@ -203,6 +203,11 @@ def _time_scale(counts: Tensor, prm: PRM, n_clusters: int) -> float:
     """β = log(M/ε): M the mean size of a cluster, ε the frequency of the known hard steps at their sources."""
     edges = prm.edges.to(counts.device)
     epsilon = counts[edges[:, 0], edges[:, 1]].sum() / counts[edges[:, 0]].sum()
+    if not epsilon > 0:
+        raise InputError(
+            f"the teacher took none of the {len(edges)} known hard steps in {int(counts.sum()):,} recorded steps, so that β "
+            "cannot be measured; use a larger distill.transitions, or set distill.beta"
+        )
     return math.log(len(counts) / n_clusters) - math.log(float(epsilon))
 
 

@@ -21,6 +21,8 @@ from mcot_torch.scales import Scales
 
 __all__ = ["PRM", "guidance", "tilt", "tilt_strength"]
 
+_FULL_ROW = 0.98  # share of a row that its hard steps may take at ε_max before they are no rare steps
+
 
 class PRM:
     """Scores of steps over N states.
@@ -86,6 +88,7 @@ class PRM:
     def save(self, path: str | Path) -> None:
         """Write the edges as text, a step a line."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         lines = "".join(f"{x},{y}\n" for x, y in self.edges.tolist())
         temporary.write_text(f"# hard steps over {self.n_states} states\nsource,target\n{lines}")
@@ -114,7 +117,8 @@ def tilt_strength(hard_mass: Tensor, scales: Scales) -> Tensor:
     """Λ_x = 1/λ_x, the gain in log-odds that takes a row's hard steps from ε to ε_max (THEORY, Algorithm 3).
 
     With W_x = q/ε and q the hard mass of the row, Λ_x = log[ε_max (1 − W_x ε) / (ε (1 − W_x ε_max))]. A row whose steps
-    would pass one half at ε_max does not hold a rare step (a false positive of the PRM): it gets log(ε_max/ε).
+    would fill it at ε_max (above `_FULL_ROW`; a true one has W_x ε_max < 1) does not hold rare steps only but a false
+    positive of the PRM: it gets log(ε_max/ε).
 
     Args:
         hard_mass: (...,) reference probability of the known hard steps of each row.
@@ -125,8 +129,8 @@ def tilt_strength(hard_mass: Tensor, scales: Scales) -> Tensor:
     """
     raised = hard_mass * (scales.epsilon_max / scales.epsilon)
     plain = math.log(scales.epsilon_max / scales.epsilon)
-    exact = plain + torch.log1p(-hard_mass.clamp_max(0.5)) - torch.log1p(-raised.clamp_max(0.5))
-    return torch.where(raised < 0.5, exact, plain)
+    exact = plain + torch.log1p(-hard_mass.clamp_max(_FULL_ROW)) - torch.log1p(-raised.clamp_max(_FULL_ROW))
+    return torch.where(raised < _FULL_ROW, exact, plain)
 
 
 def tilt(log_p: Tensor, scores: Tensor, known: Tensor, scales: Scales) -> Tensor:

@@ -180,10 +180,12 @@ def gae_rollout(
     states, after = paths[:, :-1], paths[:, 1:]
     done = terminal[after]
     valid = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1].int().cumsum(1) == 0], dim=1)  # until it arrives
-    log_old = reasoner.log_probs(states).double()
-    log_ref = reference.log_probs(states).double()
-    paid = penalised(reward[states], log_old, log_ref, weight_of(states, log_ref))
-    paid = paid.gather(-1, after[..., None])[..., 0]
+    n, table = reasoner.n_states, reasoner.window == 1  # with window 1 the N states are all the contexts there are
+    contexts = torch.arange(n, device=states.device)[:, None] if table else states
+    log_old = reasoner.log_probs(contexts).double()
+    log_ref = reference.log_probs(contexts).double()
+    paid = penalised(reward[contexts], log_old, log_ref, weight_of(contexts, log_ref))
+    paid = paid[states, 0, after] if table else paid.gather(-1, after[..., None])[..., 0]  # (B, T)
     value = torch.where(terminal, 0.0, values)[paths]
     advantage = gae(paid, done, value, gamma, config.gae_lambda)
     returns = advantage + value[:, :-1]
@@ -192,16 +194,13 @@ def gae_rollout(
     total = torch.zeros_like(values).index_add_(0, states.reshape(-1), (weight * returns).reshape(-1))
     new_values = torch.where(visits > 0, total / visits.clamp_min(1), values)
     dtype = next(reasoner.parameters()).dtype
-    step = (F.one_hot(after, reasoner.n_states) * valid[..., None]).to(dtype)
-    gain = step * advantage[..., None].to(dtype)
-    if reasoner.window == 1:  # samples of the same step share its ratio: sum them
-        parts = (step, gain.clamp_min(0), (-gain).clamp_min(0))
-        empty = torch.zeros(reasoner.n_states, reasoner.n_states, dtype=dtype, device=states.device)
-        flat = states.reshape(-1)
-        counts, up, down = (empty.index_add(0, flat, part.flatten(0, 1))[:, None] for part in parts)
-        contexts = torch.arange(reasoner.n_states, device=states.device)[:, None]
+    parts = (weight, weight * advantage.clamp_min(0), weight * (-advantage).clamp_min(0))  # each (B, T)
+    if table:  # samples of the same step share its ratio: sum them
+        cells, empty = (states * n + after).reshape(-1), torch.zeros(n * n, dtype=torch.float64, device=states.device)
+        counts, up, down = (empty.index_add(0, cells, x.reshape(-1)).view(n, 1, n).to(dtype) for x in parts)
     else:
-        contexts, counts, up, down = states, step, gain.clamp_min(0), (-gain).clamp_min(0)
+        taken = F.one_hot(after, n)
+        counts, up, down = ((taken * x[..., None]).to(dtype) for x in parts)
     mean_reward = float((reward[states, after] * weight).sum() / weight.sum())
     explained = _explained(returns, value[:, :-1], weight)
     rollout = Rollout(contexts, counts, up, down, int(weight.sum()), mean_reward, explained)

@@ -118,18 +118,23 @@ def _student(problem: Problem, reasoner, prm, point: Point) -> tuple[float | Non
     config = DistillConfig(transitions=point["budget"], path_length=min(2048, point["budget"] // 100), steps=800)
     labels = label_states(reasoner, prm, scales, config.label_walks, generator(seed, "distill"))
     spent = labels.transitions + point["budget"] // config.path_length * config.path_length
-    goal = labels.labels[torch.from_numpy(problem.task.target)].unique().numpy()
     try:
         student, _ = distill(reasoner, prm, scales, config, Context(seed))
-        reach = np.linalg.matrix_power((student.kernel().numpy() > 0) + np.eye(student.n_states), student.n_states)
-        starts = student.labels[torch.from_numpy(problem.task.start) > 0].unique().numpy()
-        if not (reach[np.ix_(starts, goal)] > 0).all():
+        if not _always_arrives(student.kernel().numpy(), student.labels.numpy(), problem):
             return None, spent, 0.0
         lifted = measure_lift(student, reasoner, prm, graph, problem.task, point["walks"], seed)
     except (ValueError, ZeroDivisionError):  # no hard step was sampled, so that time has no scale
         return None, spent, 0.0
     share = lifted["lifted_valid"]
     return (lifted["lifted_steps"] if share > 0.99 else None), spent, share
+
+
+def _always_arrives(kernel: np.ndarray, labels: np.ndarray, problem: Problem) -> bool:
+    """Whether the target's cluster can be reached from wherever the student may come: else it walks for ever."""
+    n = len(kernel)
+    reach = np.linalg.matrix_power((kernel > 0) | np.eye(n, dtype=bool), n) > 0
+    comes = reach[np.unique(labels[problem.task.start > 0])].any(0)
+    return bool(reach[comes][:, np.unique(labels[problem.task.target])].any(1).all())
 
 
 def _cheapest(rows: list[Row], n: float) -> float:
@@ -239,7 +244,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         for axis in (left, right):
             axis.set(xscale="log", yscale="log")
         left.set_ylim(top=3 * base)
-        legend(left if row == 0 else right, "center right" if row == 0 else "upper right")
+        legend(left if row == 0 else right, "lower left" if row == 0 else "upper right")
     return fig
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, meta_chain
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.beyond_common import answer, make_problem, stages
+from mcot_torch.experiments.beyond_common import answer, geometric_mean, make_problem, stages
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, panels
 from mcot_torch.experiments.support import exact_reasoner
@@ -124,7 +124,15 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         or (free["smallest precision of search"] or 0) < 1
     ):
         why = "Something: " + why.removeprefix("Little: ")
-    return answer(numbers, why)
+    lifted = [
+        geometric_mean([(r["lifted"] or np.inf) / r["base"] for r in select(rows, entries=e)])
+        for e in ("single", "free")
+    ]
+    notes = [
+        f"The one price: lifted paths are {lifted[1] / lifted[0]:.2f} times as long. With a single entry the sources of these graphs are the states nearest to it; "
+        "walks that enter elsewhere have further to go."
+    ]
+    return answer(numbers, why, notes)
 
 
 def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:

@@ -137,17 +137,17 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         Number(f"E[τ] / ideal at noise {loud:g}, guided", pair[0]),
         Number(f"E[τ] / ideal at noise {loud:g}, PPO", pair[1]),
     ]
-    worst = {key: max(r["ratio"] for r in rows if r["rounds"] == 0 and r[key] > 0) for key in ("fp", "fn")}
+    most = {key: max(r["ratio"] for r in rows if r["rounds"] == 0 and r[key] > 0) for key in ("fp", "fn")}
     raised = float(np.mean([r["hard"] for r in select(rows, **{**_CLEAN, "noise": loud})]))
     numbers += [
-        Number("worst E[τ] / ideal of a single PRM with false positives", worst["fp"]),
-        Number("worst E[τ] / ideal of a single PRM with false negatives", worst["fn"]),
+        Number("worst E[τ] / ideal of a single PRM with false positives", most["fp"]),
+        Number("worst E[τ] / ideal of a single PRM with false negatives", most["fn"]),
         Number(f"mean hard step / ε_max at noise {loud:g}, guided", raised),
     ]
     why = (
         f"The gain of {base:.1f} survives (mean E[τ] within twice the ideal) up to a false-positive rate of {tolerance['fp']:g} and a "
-        f"false-negative rate of {tolerance['fn']:g}; single PRMs can be worse than none, {worst['fp']:.3g} times the ideal with false positives and "
-        f"{worst['fn']:.3g} with false negatives; at noise {loud:g} guidance is at {pair[0] or np.nan:.2g} times the ideal, its hard steps at "
+        f"false-negative rate of {tolerance['fn']:g}; single PRMs can be worse than none, {most['fp']:.3g} times the ideal with false positives and "
+        f"{most['fn']:.3g} with false negatives; at noise {loud:g} guidance is at {pair[0] or np.nan:.2g} times the ideal, its hard steps at "
         f"{raised:.1f}·ε_max, and PPO at {pair[1] or np.nan:.2g}."
     )
     notes = [

@@ -20,7 +20,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
 from mcot_torch.experiments.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.fits import select
-from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
+from mcot_torch.experiments.plots import COLOURS, GREY, panels
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.randomness import generator
 from mcot_torch.walks import StepTable, walk_paths
@@ -216,6 +216,11 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
         f"({three[ways]:.1f} of 3 ways out with {many:,} steps a round) falls to {few[ways]:.1f} with {settings.transitions[-1]:,}, where the slowest entry takes "
         f"{few[entry]:.3g} times as long as at ε_max."
     )
+    if shared := ends.get(("transformer", settings.d_outs[-1], free, many)):
+        why += (
+            f" The transformer, whose rows share weights, falls to {shared[ways]:.1f} ways even with {many:,}, and its slowest entry takes {shared[entry]:.3g} times "
+            "as long."
+        )
     notes = [
         "Once a source's hard mass is near 1 all its sampled steps are paid alike and their advantage is 0: what chance did to their shares until then stays for "
         "good. Small rollouts leave much to chance, since a round may see one of three hard steps only. Times stay finite since a softmax never reaches 0.",
@@ -256,7 +261,8 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     for axis in axes[2:]:
         axis.set_xlabel("PPO rounds")
     axes[0].axhline(select(rows, d_out=settings.d_outs[0])[0]["cap"], color=GREY, ls=":", lw=1)
-    legend(axes[2], "lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5, edgecolor="none")
     return fig
 
 

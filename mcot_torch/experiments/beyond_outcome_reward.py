@@ -18,7 +18,7 @@ from mcot_torch.chains import hitting_time
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
 from mcot_torch.experiments.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.fits import select
-from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels
+from mcot_torch.experiments.plots import COLOURS, GREY, log_axis, panels
 from mcot_torch.experiments.support import exact_reasoner
 
 
@@ -206,7 +206,8 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         axis.set(xlabel="transitions / unaided E[τ]", title=title)
         log_axis(axis)
     axes[0].set_ylabel("E[τ] before / after")
-    legend(axes[0], "upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5, edgecolor="none")
     return fig
 
 

@@ -130,7 +130,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     axis.set_xscale("log")
     axis.axvline(floor, color="#cccccc", lw=1)
     axis.set(xlabel=f"error (dots: {settings.seeds} graphs, large: median; {floor:g} or less at the left edge)")
-    axis.legend(fontsize=8, edgecolor="none", loc="upper right")
+    axis.legend(fontsize=8, edgecolor="none", loc="upper left")
     return fig
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -334,6 +335,8 @@ class MetastableGraph:
     def load(cls, path: str | Path) -> MetastableGraph:
         """Read what `save` wrote and validate it; `InputError` names the file and what is wrong."""
         try:
+            if Path(path).is_file() and not is_zipfile(path):
+                raise InputError(f"{path}: not a readable graph file (not an .npz archive)")
             with np.load(path, allow_pickle=False) as file:
                 missing = [key for key in _ARRAYS if key not in file.files]
                 if missing:

@@ -11,6 +11,7 @@ from mcot_torch import chains
 from mcot_torch.algorithms.distill import DistillConfig, distill, label_states, lift, record_counts
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.data import PairCounts
+from mcot_torch.errors import InputError
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner
 from mcot_torch.scales import Scales
@@ -122,6 +123,13 @@ def test_hops_are_free_of_epsilon(exact_reasoner):
         model, _ = distill(exact_reasoner(graph), true_prm(graph), Scales.of(graph, 0.05), config, context())
         times.append(chains.hitting_times(model.kernel().numpy(), [3])[0])
     np.testing.assert_allclose(times, times[0], rtol=0.05)
+
+
+def test_teacher_that_takes_no_known_step_gives_no_beta(exact_reasoner):
+    graph = clustered_graph(5, 8, 1e-9, seed=1)
+    config = DistillConfig(transitions=1000, path_length=10, steps=1)
+    with pytest.raises(InputError, match=r"none of the 15 known hard steps in 1,000 recorded steps.*distill.beta"):
+        distill(exact_reasoner(graph), true_prm(graph), Scales.of(graph, 0.05), config, context())
 
 
 def test_beta_by_hand():

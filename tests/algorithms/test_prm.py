@@ -35,6 +35,19 @@ def test_tilt_of_the_exact_chain_is_the_chain_at_epsilon_max(name, epsilon, epsi
     np.testing.assert_allclose(tilt(log_p, prm.scores(), prm.mask(), scales).exp(), raised, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("d_out", "epsilon_max"), [(1, 0.7), (1, 0.97), (3, 1 / 6), (3, 0.3)])
+def test_tilt_ends_at_epsilon_max_also_where_hard_steps_fill_half_a_row(d_out, epsilon_max):
+    """1/6 with three steps a source is the default cap, one half; every ε_max·W_x below 1 is allowed."""
+    graph = clustered_graph(5, 8, 0.002, d_out=d_out)
+    raised = graph.with_epsilon(epsilon_max).kernel()
+    kernel = torch.from_numpy(graph.kernel())
+    for error in (1.0, 1.005):  # as a pretrained model is a little off
+        off = torch.where(true_edges(graph).mask(), error * kernel, kernel)
+        got = tilt((off / off.sum(1, keepdim=True)).log(), true_edges(graph).scores(), true_edges(graph).mask(),
+                   Scales.of(graph, epsilon_max)).exp()  # fmt: skip
+        np.testing.assert_allclose(got, raised, rtol=1e-12 if error == 1 else 0.2, atol=0)
+
+
 def test_guided_walks_are_those_of_epsilon_max(exact_reasoner):
     graph = clustered_graph(5, 8, 0.002, weights=(1.0, 0.5, 2.0), d_out=3)
     scales = Scales.of(graph, 0.05)
@@ -50,8 +63,8 @@ def test_tilt_strength_by_hand():
     one, two = tilt_strength(torch.tensor([0.002, 0.004], dtype=torch.float64), scales).tolist()
     assert one == pytest.approx(math.log(0.03 * 0.998 / (0.002 * 0.97)), rel=1e-14)
     assert two == pytest.approx(math.log(0.03 * 0.996 / (0.002 * 0.94)), rel=1e-14)
-    # hard mass that would pass one half at ε_max is no rare step
-    for mass in (0.034, 0.25, 0.9, 1.0):
+    # hard mass that would fill its row at ε_max is no rare step
+    for mass in (0.066, 0.25, 0.9, 1.0):
         strength = float(tilt_strength(torch.tensor([mass], dtype=torch.float64), scales))
         assert strength == pytest.approx(math.log(15), rel=1e-14)
 

@@ -130,14 +130,14 @@ def test_truncated_rollout_bootstraps():
     np.testing.assert_allclose(new_values, [0.18, 0.2, 0.0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("window", [1, 5])
-def test_rollout_against_a_loop_over_samples(window):
+@pytest.mark.parametrize(("kind", "window"), [("linear", 1), ("transformer", 1), ("transformer", 5)])
+def test_rollout_against_a_loop_over_samples(kind, window):
     """Random model and reference, KL penalty, both signs of advantage on the same step."""
     n, gamma, lam = 6, 0.8, 0.7
     draw = seeded(3)
     models = []
     for _ in range(2):
-        model = LinearReasoner(n) if window == 1 else TransformerReasoner(n, window, 16, 1, 2).double()
+        model = LinearReasoner(n) if kind == "linear" else TransformerReasoner(n, window, 16, 1, 2).double()
         with torch.no_grad():
             for p in model.parameters():
                 p.normal_(std=0.7, generator=draw)
@@ -164,8 +164,11 @@ def test_rollout_against_a_loop_over_samples(window):
         arrived = next((t for t in range(1, length + 1) if terminal[path[t]]), None)
         steps = length if arrived is None else arrived
         with torch.no_grad():
-            p = policy.log_probs(paths[b : b + 1, :-1])[0]
-            q = reference.log_probs(paths[b : b + 1, :-1])[0]
+            before = paths[b, :-1]
+            p, q = (
+                m.log_probs(before[:, None])[:, 0] if window == 1 else m.log_probs(before[None])[0]
+                for m in (policy, reference)
+            )
         paid = [
             reward[path[t], path[t + 1]].item()
             - weight[path[t]].item() * (p[t, path[t + 1]] - q[t, path[t + 1]]).item()

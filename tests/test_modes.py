@@ -1,0 +1,40 @@
+"""Settings beside the default ones, through the whole pipeline in this process, on a graph of 20 states."""
+
+import json
+
+import pytest
+
+from mcot_torch.config import parse_train
+from mcot_torch.pipeline import run
+
+TINY = """\
+graph: {n_clusters: 4, cluster_size: 5, epsilon: 0.02, epsilon_max: 0.1}
+reasoner: {width: 32}
+pretrain: {steps: 200, steps_after_cut: 100, transitions: 2000000}
+search: {rounds: 40}
+ppo: {rounds: 4, epochs: 2, transitions: 2000, path_length: 16}
+distill: {transitions: 200000, path_length: 64, steps: 60}
+evaluation: {walks: 20, figures: false}
+trainer: {accelerator: cpu, progress: false}
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--search.mode rl",
+        "--search.mode rl --ppo.form sign --reasoner.kind linear",
+        "--ppo.reward outcome",
+        "--search.mode rl --ppo.reward outcome",
+    ],
+)
+def test_mode_runs_to_the_table(words, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config = ["--config", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run")]
+    run(parse_train([*config, *words.split()]), ["train.py"])
+    models = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
+    assert list(models) == ["base", "pretrained", "guided", "tuned", "student"]
+    assert models["tuned"]["hard_step_recall"] == 1
+    if "outcome" not in words:
+        assert models["tuned"]["hard_step_probability"]["min"] > 0.02
+    assert models["student"]["lifted_valid"] == 1
