@@ -67,7 +67,7 @@ class Parser(ArgumentParser):
                     word = f"{flag}=true"
             elif kind is not None and _is_list(kind) and (equals or words):
                 value = value if equals else words.pop(0)
-                word = f"{flag}={value}" if value[:1] in ("[", "") or value == "null" else f"{flag}=[{value}]"
+                word = f"{flag}={value}" if value[:1] == "[" or value == "null" else f"{flag}=[{value}]"
             result.append(word)
         return result
 

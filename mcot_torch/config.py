@@ -141,7 +141,7 @@ _DOMAINS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "pretrain.path_length pretrain.batch_size pretrain.log_every search.rounds search.walks search.cover_steps "
         "search.max_steps search.min_votes ppo.rounds ppo.epochs ppo.minibatches ppo.transitions ppo.path_length ppo.log_every "
         "distill.label_walks distill.transitions distill.path_length distill.steps distill.log_every "
-        "evaluation.contexts trainer.devices trainer.threads",
+        "evaluation.contexts trainer.threads",
     ),
     ("at least 2, or no interval can be given", lambda x: x >= 2, "evaluation.walks"),
     ("at least 0", lambda x: x >= 0, "seed pretrain.steps_after_cut ppo.entropy_coefficient distill.beta"),

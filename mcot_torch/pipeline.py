@@ -252,8 +252,14 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
     assert teacher is not None
     assert models.prm is not None
     student, history = distill(teacher, models.prm, problem.scales, config.distill, folder.context("distill", config))
+    try:
+        graph = student.graph()
+    except InputError as error:
+        raise InputError(
+            f"the student's clusters are no graph: {error}; use a larger distill.transitions, or train the teacher longer"
+        ) from None
     student.save(folder.stage("distill"))
-    student.graph().save(folder.stage("distill") / "graph.npz")
+    graph.save(folder.stage("distill") / "graph.npz")
     return history, {"n_clusters": student.n_states}
 
 

@@ -1,4 +1,4 @@
-"""The rim around the algorithms: Lightning drives devices, precision and strategies; this file does the rest.
+"""The rim around the algorithms: Lightning drives the device and the precision; this file does the rest.
 
 A stage is a `Stage` (a LightningModule with manual optimisation) over a dataset addressed by step. `fit` runs it, shows
 its bar, saves its state every few seconds and continues from the last state it finds. A state is one safetensors file
@@ -46,7 +46,7 @@ class Context:
     Attributes:
         seed: of the run.
         folder: where the stage keeps its state; None keeps nothing.
-        trainer: devices and the like.
+        trainer: device, precision, how often to save.
         probe: exact comparisons with the truth, supplied by evaluation; called with the reasoner when metrics are logged.
         report: receives each logged line, `{"step": ..., name: value}`.
     """
@@ -216,7 +216,7 @@ def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
     stage.restore()
     if stage.step >= stage.total:
         return stage.history
-    trainer = _trainer(config)
+    trainer = _trainer(config, stage.reasoner.device)
     loader = DataLoader(data, sampler=range(stage.step, stage.total), batch_size=None)
     with progress_bar(stage.name, stage.total, config.progress) as stage.bar:
         stage.bar.update(stage.step)
@@ -251,15 +251,14 @@ def _interruptible(stage: Stage) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _trainer(config: TrainerConfig) -> L.Trainer:
+def _trainer(config: TrainerConfig, device: torch.device) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     return L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
+        accelerator=device.type,  # where the reasoner lies; "auto" would move it to MPS, which lacks float64
+        devices=1,
         precision=config.precision,
         deterministic=config.deterministic,
         max_epochs=1,
