@@ -309,13 +309,13 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
     Returns:
         The row, and the (walks,) sampled hitting times, equal to the horizon where a walk was given up.
     """
-    time_cut = hitting_time(subject.kernel, subject.start, subject.target)
-    time_raw = None
-    if subject.kernel_raw is not None and subject.exact:
-        time_raw = hitting_time(subject.kernel_raw, subject.start, subject.target)
-    sampled, times = _sample(subject, walks, max(1, math.ceil(horizon_factor * time_cut)), seed)
     tv = row_tv(subject.kernel, subject.truth)
     known = bool(np.isfinite(tv).all())
+    reference = hitting_time(subject.truth, subject.start, subject.target) if known else None
+    time_cut = _reachable_time(subject, subject.kernel)
+    time_raw = _reachable_time(subject, subject.kernel_raw) if subject.exact else None
+    horizon = max(1, math.ceil(horizon_factor * (time_cut or reference or subject.n_states**2)))
+    sampled, times = _sample(subject, walks, horizon, seed)
     easy = np.setdiff1d(np.arange(subject.n_states), subject.hard[:, 0])
     row: Row = {
         "unit": subject.unit,
@@ -323,7 +323,7 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
         "hitting_time_exact": time_cut if subject.exact else None,
         "hitting_time_exact_raw": time_raw,
         "hitting_time_context_averaged": None if subject.exact else time_cut,
-        "hitting_time_reference": hitting_time(subject.truth, subject.start, subject.target) if known else None,
+        "hitting_time_reference": reference,
         "hitting_time_sampled": sampled,
         "row_tv_mean": float(tv.mean()) if known else None,
         "row_tv_max": float(tv.max()) if known else None,
@@ -335,6 +335,16 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
         "steps_per_second": sampled.pop("steps_per_second"),
     }
     return row | subject.extra, times
+
+
+def _reachable_time(subject: Subject, kernel: NDArray[np.float64] | None) -> float | None:
+    """Exact E[τ] of a learned kernel; None where there is none or where it has lost every way to X_out."""
+    if kernel is None:
+        return None
+    try:
+        return hitting_time(kernel, subject.start, subject.target)
+    except InputError:
+        return None
 
 
 def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Row, NDArray[np.int64]]:
@@ -378,12 +388,12 @@ def measure_lift(
     before, after = paths[:, :-1], paths[:, 1:]
     valid = (edge[before, after] | (after < 0)).all(axis=1) & arrived
     length = (after >= 0).sum(axis=1)[valid].astype(float)
-    half = _Z * length.std(ddof=1) / math.sqrt(len(length)) if len(length) > 1 else math.nan
-    mean = float(length.mean()) if len(length) else math.nan
+    mean = float(length.mean()) if len(length) else None
+    half = _Z * float(length.std(ddof=1)) / math.sqrt(len(length)) if len(length) > 1 else 0.0
     return {
         "lifted_steps": mean,
-        "lifted_steps_low": mean - half,
-        "lifted_steps_high": mean + half,
+        "lifted_steps_low": None if mean is None else mean - half,
+        "lifted_steps_high": None if mean is None else mean + half,
         "lifted_steps_min": int(length.min()) if len(length) else None,
         "lifted_valid": float(valid.mean()),
     }

@@ -38,6 +38,9 @@ from mcot_torch.training import Context, Metrics
 __all__ = ["Models", "Problem", "load_models", "pick_device", "prepare", "run"]
 
 
+_MOST_STATES = 20_000  # an (N, N) float64 table takes 3 GiB
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a configuration poses: the graph, the task on it and its scales."""
@@ -69,6 +72,11 @@ class Models:
 def prepare(config: Config) -> Problem:
     """Build and check everything that can be wrong before any work is done."""
     graph = build_graph(config.graph)
+    if graph.n_states > _MOST_STATES:
+        raise InputError(
+            f"the graph has {graph.n_states:,} states; tables over pairs of states would take "
+            f"{8 * graph.n_states**2 / 2**30:,.0f} GiB each, and {_MOST_STATES:,} states are the most: use a smaller graph"
+        )
     epsilon_max = resolve_epsilon_max(config.graph, graph)
     task = build_task(config.task, graph)
     problem = Problem(graph, task, Scales.of(graph, epsilon_max))
@@ -101,7 +109,7 @@ def run(config: Config, command: list[str]) -> Path:
     problem = prepare(config)
     device = pick_device(config.trainer.accelerator)
     fresh = build_reasoner(config.reasoner, problem.graph.n_states, config.seed, device)
-    folder = RunFolder.open(resolve_run_dir(config), config, command)
+    folder = RunFolder.open(resolve_run_dir(config), config, command, problem.graph.fingerprint())
     problem.graph.save(folder.path / "graph.npz")
     _introduce(problem, fresh, folder, device)
     try:
@@ -196,7 +204,7 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
     if not len(result.edges):
         raise InputError(
             f"search found no hard step in {result.transitions:,} transitions; try a larger search.rounds or "
-            f"search.max_steps, or a smaller search.min_votes"
+            f"search.max_steps, or a smaller search.min_votes; if the cut took them, more pretrain.steps or a smaller pretrain.threshold"
         )
     PRM.from_search(problem.graph.n_states, result.edges).save(folder.stage("search") / "edges.csv")
     if config.search.mode == "rl":

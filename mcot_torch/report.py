@@ -78,6 +78,10 @@ def evaluate_run(
 
 def _load(folder: RunFolder, config: Config, device: str) -> tuple[Problem, Models]:
     graph = MetastableGraph.load(folder.path / "graph.npz")
+    if graph.fingerprint() != read_json(folder.path / "manifest.json").get("graph"):
+        raise InputError(
+            f"{folder.path / 'graph.npz'} is not the graph of this run: its fingerprint is not the manifest's"
+        )
     scales = Scales.of(graph, resolve_epsilon_max(config.graph, graph))
     problem = Problem(graph, build_task(config.task, graph), scales)
     return problem, load_models(folder, problem, pick_device(device))
@@ -112,9 +116,9 @@ def _measure_all(
         bar.update(len(found))
     base = rows["base"]["hitting_time_exact"]
     for row in rows.values():
-        row["speedup"] = base / _expected(row)
+        row["speedup"] = base / _expected(row) if _expected(row) else None
         if "lifted_steps" in row:
-            row["lifted_speedup"] = base / row["lifted_steps"]
+            row["lifted_speedup"] = base / row["lifted_steps"] if row["lifted_steps"] else None
     return rows, times, found
 
 
@@ -193,7 +197,9 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _interval(mean: float, high: float) -> str:
+def _interval(mean: float | None, high: float | None) -> str:
+    if mean is None or high is None:
+        return "–"
     return f"{_number(mean)} ± {_number(high - mean)}"
 
 
@@ -214,12 +220,14 @@ def result_tables(result: dict[str, Any]) -> tuple[Table, Table]:
     averaged = False
     for name, row in models.items():
         sampled, hard, exact = row["hitting_time_sampled"], row["hard_step_probability"], row["hitting_time_exact"]
-        averaged |= exact is None
+        averaged |= row["hitting_time_context_averaged"] is not None
         times.append(
             (
                 name,
                 row["unit"],
-                _number(row["hitting_time_context_averaged"]) + "*" if exact is None else _number(exact),
+                _number(row["hitting_time_context_averaged"]) + "*"
+                if row["hitting_time_context_averaged"]
+                else _number(exact),
                 _number(row["hitting_time_exact_raw"]),
                 _interval(sampled["mean"], sampled["high"]),
                 f"{_number(row['speedup'])}x",
@@ -305,7 +313,8 @@ def _log(folder: RunFolder, config: Config, rows: dict[str, Row]) -> None:
     metrics: dict[str, float] = {}
     for name, row in rows.items():
         metrics[f"final/{name}/hitting_time"] = _expected(row)
-        metrics[f"final/{name}/speedup"] = row["speedup"]
+        if row["speedup"] is not None:
+            metrics[f"final/{name}/speedup"] = row["speedup"]
         if row["row_tv_max"] is not None:
             metrics[f"final/{name}/row_tv_max"] = row["row_tv_max"]
     folder.log_result(config, metrics)

@@ -57,7 +57,7 @@ class RunFolder:
     # ---- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: Path, config: Config, command: list[str]) -> RunFolder:
+    def open(cls, path: Path, config: Config, command: list[str], graph_fingerprint: str) -> RunFolder:
         """Make the folder or take it up again.
 
         Raises:
@@ -73,7 +73,7 @@ class RunFolder:
         if config.overwrite:
             folder._clear()
         write_text(path / "config.yaml", to_yaml(config))
-        folder._write_manifest(config, command)
+        folder._write_manifest(config, command, graph_fingerprint)
         return folder
 
     def _compare(self, config: Config) -> None:
@@ -102,7 +102,7 @@ class RunFolder:
             for file in self.path.glob(pattern):
                 file.unlink()
 
-    def _write_manifest(self, config: Config, command: list[str]) -> None:
+    def _write_manifest(self, config: Config, command: list[str], graph_fingerprint: str) -> None:
         path = self.path / "manifest.json"
         old = read_json(path) if path.exists() and not config.overwrite else {}
         packages = ("torch", "numpy", "scipy", "lightning", "safetensors", "jsonargparse")
@@ -112,6 +112,7 @@ class RunFolder:
             "packages": {name: version(name) for name in packages},
             "seed": config.seed,
             "config_hash": config_hash(config),
+            "graph": graph_fingerprint,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
             "git_commit": _git_commit(),

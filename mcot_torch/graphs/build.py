@@ -15,6 +15,7 @@ from mcot_torch.graphs.puzzles import tower_of_hanoi
 __all__ = ["DEFAULT_EPSILON", "GraphConfig", "build_graph", "resolve_epsilon_max"]
 
 DEFAULT_EPSILON = 0.002
+_MOST_STATES = 2_000_000
 _EPSILON_MAX_TIMES_M = 0.96  # ε_max = c/M with c <= 1 (THEORY, Section 1): exactly .03 at M = 32
 _LARGEST_HARD_MASS = 0.5  # the default ε_max leaves every state at least half of its easy steps
 
@@ -88,6 +89,11 @@ def build_graph(config: GraphConfig) -> MetastableGraph:
     else:
         epsilon = DEFAULT_EPSILON if config.epsilon is None else config.epsilon
         try:
+            if config.family != "hanoi" and config.n_clusters * config.cluster_size > _MOST_STATES:
+                raise InputError(
+                    f"graph.n_clusters times graph.cluster_size is {config.n_clusters * config.cluster_size:,}; "
+                    f"the families are built for at most {_MOST_STATES:,} states"
+                )
             if config.family == "hanoi":
                 graph = tower_of_hanoi(config.n_discs, config.n_hard_discs, epsilon)
             else:

@@ -6,6 +6,7 @@ rather than p^ε itself, so that `with_epsilon` is exact at every ε and nothing
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -315,6 +316,13 @@ class MetastableGraph:
                 f"the graph has a part that cannot be left: {int((labels == trap).sum())} state(s) from which the rest is out of "
                 f"reach, state {self.name(x)} (cluster {self.clusters[x]}) among them; add a step out or remove them"
             )
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the graph's numbers and names, the same in every process."""
+        digest = hashlib.sha256(repr((self.epsilon, self.names)).encode())
+        for array in (self.indptr, self.indices, self.weights, self.hard, self.clusters):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     # ---- files --------------------------------------------------------------------------------------------------
 
