@@ -91,7 +91,7 @@ def build_graph(config: GraphConfig) -> MetastableGraph:
         try:
             if config.family != "hanoi" and config.n_clusters * config.cluster_size > _MOST_STATES:
                 raise InputError(
-                    f"graph.n_clusters times graph.cluster_size is {config.n_clusters * config.cluster_size:,}; "
+                    f"n_clusters times cluster_size is {config.n_clusters * config.cluster_size:,}; "
                     f"the families are built for at most {_MOST_STATES:,} states"
                 )
             if config.family == "hanoi":
