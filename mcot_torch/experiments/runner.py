@@ -221,6 +221,9 @@ def _result(
     seconds: float,
     command: str | None,
 ) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return json.loads(json.dumps(asdict(value)))
+
     packages = ("torch", "numpy", "scipy")
     return {
         "name": experiment.name,
@@ -231,7 +234,7 @@ def _result(
         "notes": summary.notes,
         "numbers": [{**asdict(number), "ok": number.ok if number.decides else None} for number in summary.numbers],
         "settings": settings,
-        "quick": settings == json.loads(json.dumps(asdict(experiment.quick()))),
+        "quick": settings == plain(experiment.quick()) != plain(experiment.settings()),
         "points": n_points,
         "seconds": round(seconds, 1),
         "command": command or f"python -m mcot_torch.experiments {experiment.name}",
