@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
     "A chain of thought is a walk among dense clusters joined by rare hard steps, and on a slow time scale a chain over "
     "clusters.",
     Settings,
-    Settings,
+    lambda: Settings(n_clusters=5),
     points,
     measure,
     summarise,
