@@ -118,10 +118,11 @@ def run(config: Config, command: list[str]) -> Path:
             evaluate_run(folder.path, log_to=folder)
     finally:
         folder.close()
+    evaluate = "python evaluate.py" if command[0].endswith(".py") else "mcot-evaluate"
     for what, command_line in (
         ("Figures", f"{folder.path}/figures"),
         ("Curves", f"tensorboard --logdir {folder.path}"),
-        ("Evaluate", f"python evaluate.py {folder.path}"),
+        ("Evaluate", f"{evaluate} {folder.path}"),
     ):
         say(f"{what:<8} {command_line}")
     return folder.path
@@ -212,22 +213,23 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
     return result.history, {"edges": len(result.edges), "transitions": result.transitions}
 
 
-def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], None]:
-    """Algorithm 3 after each round of search (RL mode): raises all steps found so far."""
+def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], int]:
+    """Algorithm 3 after each round of search (RL mode): raises all steps found so far; returns the transitions it took."""
     known = 0
 
-    def on_round(edges: Tensor) -> None:
+    def on_round(edges: Tensor) -> int:
         nonlocal known
         if len(edges) == known:
-            return
+            return 0
         known, prm = len(edges), PRM(problem.graph.n_states, edges)
         if isinstance(reasoner, LinearReasoner) and config.ppo.form == "sign":
             reasoner.load_state_dict(reference.state_dict())  # a row's hard steps are raised together
             sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
-        else:
-            short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
-            context = Context(config.seed, trainer=replace(config.trainer, progress=False))  # search has a bar already
-            ppo(reasoner, prm, problem.scales, short, context, *_start_and_target(problem), reference)
+            return 0
+        short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
+        context = Context(config.seed, trainer=replace(config.trainer, progress=False))  # search has a bar already
+        history = ppo(reasoner, prm, problem.scales, short, context, *_start_and_target(problem), reference)
+        return int(history[-1]["env_steps"])
 
     return on_round
 

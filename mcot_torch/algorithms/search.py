@@ -117,7 +117,7 @@ def search(
     scales: Scales,
     config: SearchConfig | None = None,
     context: Context | None = None,
-    on_round: Callable[[Tensor], None] | None = None,
+    on_round: Callable[[Tensor], int] | None = None,
 ) -> SearchResult:
     """Algorithm 2.
 
@@ -127,7 +127,8 @@ def search(
         config: see `SearchConfig`.
         context: seed, folder, watchers.
         on_round: in RL mode, called after each round with the (n, 2) steps found so far; runs Algorithm 3. Walks of
-            later rounds avoid the steps that are known already, else the raised ones would spoil Ĉ.
+            later rounds avoid the steps that are known already, else the raised ones would spoil Ĉ. Returns the
+            transitions that it sampled; they count towards the cost.
 
     Returns:
         The steps found, their votes and the cost.
@@ -160,12 +161,12 @@ def search(
                     votes[edge] = votes.get(edge, 0) + 1
             transitions, done = transitions + cost, done + size
             edges = _accepted(votes, config.min_votes)
+            if on_round is not None and len(edges):
+                transitions += on_round(edges)
             line: dict[str, float] = {"step": done, "transitions": transitions, "edges": len(edges)}
             history.append(line)
             if context.report is not None:
                 context.report(line)
-            if on_round is not None and len(edges):
-                on_round(edges)
             if path is not None:
                 meta = {"transitions": transitions, "done": done, "history": history}
                 save_state(path, {"coverage": coverage}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})

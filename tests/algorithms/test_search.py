@@ -220,10 +220,12 @@ def test_rl_mode_raises_the_steps_as_it_finds_them(exact_reasoner):
             model.logits.copy_(pretrained)
         sign_ascent(model, PRM.from_search(model.n_states, edges), scales)
         sizes.append(len(edges))
+        return 1_000_000_000
 
     result = search(model, scales, SearchConfig(mode="rl", rounds=60), context(1), raise_them)
     assert as_set(result.edges) == as_set(graph.sparse_edges)
     assert sizes == sorted(sizes)
+    assert result.transitions // 1_000_000_000 == len(sizes)  # what Algorithm 3 samples is part of the cost
     np.testing.assert_allclose(model.kernel(), graph.with_epsilon(0.04).kernel(), rtol=1e-9, atol=0)
 
 
