@@ -173,10 +173,11 @@ class RunFolder:
         return self._writer
 
     def log(self, stage: str, line: Metrics) -> None:
-        """Show one logged line in TensorBoard as `stage/name`."""
+        """Show one logged line in TensorBoard as `stage/name`, a rate as `time/stage_name`."""
         for key, value in line.items():
             if key != "step":
-                self.writer.add_scalar(f"{stage}/{key}", value, int(line["step"]))
+                tag = f"time/{stage}_{key.removeprefix('time/')}" if key.startswith("time/") else f"{stage}/{key}"
+                self.writer.add_scalar(tag, value, int(line["step"]))
 
     def log_result(self, config: Config, metrics: Metrics) -> None:
         """The final metrics beside the configuration, for TensorBoard's HPARAMS tab."""

@@ -107,7 +107,8 @@ class Stage(L.LightningModule):
         self.bar: Bar | None = None
         self.stop_requested = False
         self._pending: dict[str, Tensor] | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at = self._logged_at = time.monotonic()
+        self._samples = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set at every step by `learning_rate`."""
@@ -136,16 +137,23 @@ class Stage(L.LightningModule):
             group["lr"] = learning_rate
         optimizer.step()
 
-    def finish_step(self, metrics: Callable[[], Metrics], note: str = "") -> None:
-        """Count the step; log when it is due; save when it is due."""
+    def finish_step(self, metrics: Callable[[], Metrics], note: str = "", n_samples: int = 1) -> None:
+        """Count the step; log when it is due; save when it is due.
+
+        `n_samples` were worked through in it; their rate is reported, and kept out of the history, which is the same in
+        every run of the same seed.
+        """
         self.step += 1
+        self._samples += n_samples
         if self.step % self.log_every == 0 or self.step == self.total:
             line = {"step": self.step, **metrics()}
             if self.context.probe is not None:
                 line |= self.context.probe(self.reasoner)
             self.history.append(line)
+            now = time.monotonic()
             if self.context.report is not None:
-                self.context.report(line)
+                self.context.report({**line, "time/steps_per_second": self._samples / (now - self._logged_at)})
+            self._samples, self._logged_at = 0, now
         if self.bar is not None:
             self.bar.update(self.step, note)
         if self.stop_requested or time.monotonic() - self._saved_at > self.context.trainer.save_every:

@@ -207,7 +207,7 @@ class PPOStage(Stage):
                     break
             if stopped:
                 break
-        self.finish_step(lambda: self._measure(rollout, old, rate))
+        self.finish_step(lambda: self._measure(rollout, old, rate), n_samples=rollout.n_samples)
 
     def _improve(self, part: Rollout, old: Tensor, n_samples: int, rate: float) -> bool:
         """One optimiser step on some contexts; True if the KL limit says to stop before it."""
