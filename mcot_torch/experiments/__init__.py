@@ -26,6 +26,8 @@ PAPER: tuple[str, ...] = (
     "prop_3_4",
     "prop_4_1_4_2",
     "thm_4_3",
+    "sda",
+    "logic_access",
     "figures_1_2_3",
 )
 """The paper's claims."""

@@ -1,7 +1,8 @@
 """What an experiment is: settings, points, a measurement, a summary with its verdict, a figure.
 
 A verdict is computed: every `Number` carries the bounds within which the claim counts as confirmed, and `judge` turns
-numbers into one of three words.
+numbers into one of three words. Questions beyond the paper have no claim to confirm: `beyond_common.answer` calls them
+answered or not answered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from typing import Any, Generic, TypeVar
 
 from matplotlib.figure import Figure
 
-__all__ = ["CONSTANTS", "FAILS", "HOLDS", "Experiment", "Number", "Point", "Row", "Summary", "judge"]
+__all__ = [
+    "ANSWERED",
+    "CONSTANTS",
+    "FAILS",
+    "HOLDS",
+    "UNANSWERED",
+    "Experiment",
+    "Number",
+    "Point",
+    "Row",
+    "Summary",
+    "judge",
+]
 
 Point = dict[str, Any]
 """What one measurement depends on, its seed included; JSON-able."""
@@ -20,6 +33,7 @@ Row = dict[str, Any]
 """A point and what was measured there, in one flat dict."""
 
 HOLDS, CONSTANTS, FAILS = "holds", "holds with these constants", "does not hold"
+ANSWERED, UNANSWERED = "answered", "not answered"
 
 
 @dataclass
@@ -80,15 +94,17 @@ class Summary:
 
     Attributes:
         numbers: the fitted numbers.
-        verdict: HOLDS, CONSTANTS or FAILS.
+        verdict: HOLDS, CONSTANTS or FAILS of a claim, ANSWERED or UNANSWERED of a question.
         why: one sentence.
         notes: what else a reader should know, from the data.
+        table: cells that docs/results.md shows in place of the numbers, the heading first; empty where it shows them.
     """
 
     numbers: list[Number]
     verdict: str
     why: str
     notes: list[str] = field(default_factory=list)
+    table: list[list[str]] = field(default_factory=list)
 
 
 def judge(numbers: Sequence[Number], why: str, constants: bool = False, notes: Sequence[str] = ()) -> Summary:
@@ -124,7 +140,7 @@ class Experiment(Generic[S]):
         points: settings -> independent points.
         measure: point -> numbers and lists of numbers; runs in a worker process, with one thread.
         summarise: settings, rows -> fits and verdict.
-        figure: settings, rows, summary -> what to look at.
+        figure: settings, rows, summary -> what to look at, one figure or several.
     """
 
     name: str
@@ -135,4 +151,4 @@ class Experiment(Generic[S]):
     points: Callable[[S], list[Point]]
     measure: Callable[[Point], Row]
     summarise: Callable[[S, list[Row]], Summary]
-    figure: Callable[[S, list[Row], Summary], Figure]
+    figure: Callable[[S, list[Row], Summary], Figure | list[Figure]]

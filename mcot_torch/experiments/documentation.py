@@ -20,6 +20,8 @@ The claims are those of J. Kim, D. Wu, J. D. Lee, T. Suzuki, *Metastable Dynamic
 ordinary least squares or of a mean over seeds. A verdict is computed from the numbers against the bounds in the last column.
 """
 
+_NUMBERS = ["number", "value", "95 % interval", "theory", "counts as confirmed"]
+
 
 def write_docs(results: Path, docs: Path) -> Path:
     """Write docs/results.md and copy the figures to docs/figures; what has no result is named as missing."""
@@ -35,8 +37,11 @@ def write_docs(results: Path, docs: Path) -> Path:
             if result is None:
                 parts.append(_missing(name))
                 continue
-            shutil.copyfile(results / name / "figure.png", figures / f"{name}.png")
-            parts.append(_section(result))
+            shown = []
+            for file in sorted((results / name).glob("figure*.png")):
+                shown.append(f"{name}{file.stem.removeprefix('figure')}.png")
+                shutil.copyfile(file, figures / shown[-1])
+            parts.append(_section(result, shown))
     path = docs / "results.md"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("\n".join(parts), encoding="utf-8")
@@ -68,12 +73,13 @@ def _missing(name: str) -> str:
     )
 
 
-def _section(result: dict[str, Any]) -> str:
+def _section(result: dict[str, Any], figures: list[str]) -> str:
     lines = [f'<a id="{result["name"]}"></a>', f"### {result['title']}", "", result["claim"], ""]
     lines += [f"**{result['verdict'][0].upper()}{result['verdict'][1:]}.** {result['why']}", ""]
-    lines += [f"![{result['title']}](figures/{result['name']}.png)", ""]
-    lines += ["| number | value | 95 % interval | theory | counts as confirmed |", "|---|---|---|---|---|"]
-    lines += [_number_line(entry) for entry in result["numbers"]]
+    for file in figures:
+        lines += [f"![{result['title']}](figures/{file})", ""]
+    table = result.get("table") or [_NUMBERS, *map(_number_cells, result["numbers"])]
+    lines += [_line(cells) for cells in (table[0], ["---"] * len(table[0]), *table[1:])]
     lines += ["", *(f"- {note}" for note in result["notes"])]
     size = " (quick size)" if result["quick"] else ""
     lines += [
@@ -85,9 +91,13 @@ def _section(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number_line(entry: dict[str, Any]) -> str:
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"  # |x| is no border of a cell
+
+
+def _number_cells(entry: dict[str, Any]) -> list[str]:
     number = Number(**{key: value for key, value in entry.items() if key != "ok"})
     value = "not measured" if number.value is None else f"{number.value:.4g}"
     interval = f"{number.low:.4g} .. {number.high:.4g}" if number.low is not None and number.high is not None else ""
     judged = f"{number.bounds()}: {'yes' if number.ok else '**no**'}" if number.decides else ""
-    return f"| {number.name} | {value} | {interval} | {number.expected} | {judged} |"
+    return [number.name, value, interval, number.expected, judged]

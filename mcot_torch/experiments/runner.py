@@ -5,7 +5,7 @@ results/NAME/
   points.jsonl    a line a finished point, appended as it finishes: a killed run goes on behind the last whole line
   points.csv      the same as a table
   result.json     fits, verdict, settings, versions, seconds, command
-  figure.png
+  figure.png      and figure_2.png, figure_3.png of an experiment with several
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def run(
     result = _result(experiment, plain, summary, len(points), seconds, command)
     _write(folder / "points.csv", _table(rows))
     with rc_context({"axes.titlesize": 9, "axes.labelsize": 9}):
-        _save_figure(experiment.figure(settings, rows, summary), folder / "figure.png")
+        drawn = experiment.figure(settings, rows, summary)
+        for i, figure in enumerate(drawn if isinstance(drawn, list) else [drawn], start=1):
+            _save_figure(figure, folder / ("figure.png" if i == 1 else f"figure_{i}.png"))
     _write(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
@@ -232,6 +234,7 @@ def _result(
         "verdict": summary.verdict,
         "why": summary.why,
         "notes": summary.notes,
+        "table": summary.table,
         "numbers": [{**asdict(number), "ok": number.ok if number.decides else None} for number in summary.numbers],
         "settings": settings,
         "quick": settings == plain(experiment.quick()) != plain(experiment.settings()),

@@ -9,8 +9,16 @@ from typing import Literal, get_args
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families import Cluster, Entries, Shape, clustered_graph
 from mcot_torch.graphs.files import read_edge_list
+from mcot_torch.graphs.formats import load_graph
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.puzzles import tower_of_hanoi
+from mcot_torch.graphs.lifts import LiftedUnits
+from mcot_torch.graphs.puzzles import (
+    propositional_rewriting,
+    river_crossing,
+    rooms_with_doors,
+    sliding_puzzle,
+    tower_of_hanoi,
+)
 
 __all__ = ["DEFAULT_EPSILON", "GraphConfig", "build_graph", "resolve_epsilon_max"]
 
@@ -18,6 +26,8 @@ DEFAULT_EPSILON = 0.002
 _MOST_STATES = 2_000_000
 _EPSILON_MAX_TIMES_M = 0.96  # ε_max = c/M with c <= 1 (THEORY, Section 1): exactly .03 at M = 32
 _LARGEST_HARD_MASS = 0.5  # the default ε_max leaves every state at least half of its easy steps
+
+_PUZZLES = ("hanoi", "rooms", "sliding", "rewriting", "river")
 
 Family = Literal[
     "circulant",
@@ -27,6 +37,11 @@ Family = Literal[
     "path",
     "random_regular",
     "hanoi",
+    "rooms",
+    "sliding",
+    "rewriting",
+    "river",
+    "lift",
     "edge_list",
     "saved",
 ]
@@ -37,8 +52,9 @@ class GraphConfig:
     """Which state graph to reason on."""
 
     family: Family = "circulant"
-    """How clusters are joined (circulant, ring, bidirectional_ring, complete, path, random_regular), or hanoi (the Tower of
-    Hanoi), or a file: edge_list (CSV or TSV) or saved (the graph.npz of a run)."""
+    """How clusters are joined (circulant, ring, bidirectional_ring, complete, path, random_regular), or a puzzle (hanoi,
+    rooms, sliding, rewriting, river), or lift (n_clusters units of 2 cluster_size states with a hidden bit each, Section 5),
+    or a file: edge_list (CSV or TSV) or saved (the graph.npz of a run, GraphML, Matrix Market)."""
     n_clusters: int = 10
     """K, number of clusters of a synthetic family."""
     cluster_size: int = 32
@@ -69,6 +85,20 @@ class GraphConfig:
     """hanoi: number of discs, 2 to 10."""
     n_hard_discs: int = 2
     """hanoi: how many of the largest discs are hard to move."""
+    n_rows: int = 3
+    """rooms: rows of rooms."""
+    n_columns: int = 3
+    """rooms: columns of rooms."""
+    room_size: int = 5
+    """rooms: cells along the side of a room."""
+    formula: str = "~(p & (q | r))"
+    """rewriting: the formula that is rewritten, of variables, ~, &, | and brackets."""
+    max_leaves: int = 4
+    """rewriting: most occurrences of variables in a formula, 2 to 8."""
+    concept: list[int] | None = None
+    """lift: the hidden bits, such as [1, 0, 1], one a unit; null to draw them from the seed."""
+    radius: int = 0
+    """lift: how many steps from the ports of a unit its hidden bit does not show."""
     path: str | None = None
     """edge_list or saved: the file; relative to the working directory."""
     clusters_path: str | None = None
@@ -89,13 +119,24 @@ def build_graph(config: GraphConfig) -> MetastableGraph:
     else:
         epsilon = DEFAULT_EPSILON if config.epsilon is None else config.epsilon
         try:
-            if config.family != "hanoi" and config.n_clusters * config.cluster_size > _MOST_STATES:
+            if config.family not in _PUZZLES and config.n_clusters * config.cluster_size > _MOST_STATES:
                 raise InputError(
                     f"n_clusters times cluster_size is {config.n_clusters * config.cluster_size:,}; "
                     f"the families are built for at most {_MOST_STATES:,} states"
                 )
             if config.family == "hanoi":
                 graph = tower_of_hanoi(config.n_discs, config.n_hard_discs, epsilon)
+            elif config.family == "rooms":
+                graph = rooms_with_doors(config.n_rows, config.n_columns, config.room_size, epsilon)
+            elif config.family == "sliding":
+                graph = sliding_puzzle(epsilon)
+            elif config.family == "rewriting":
+                graph = propositional_rewriting(config.formula, config.max_leaves, epsilon)
+            elif config.family == "river":
+                graph = river_crossing(epsilon)
+            elif config.family == "lift":
+                units = LiftedUnits(config.n_clusters, config.cluster_size, epsilon, config.radius, config.seed)
+                graph = units.graph(units.random_concept() if config.concept is None else config.concept)
             else:
                 graph = clustered_graph(
                     config.n_clusters,
@@ -161,6 +202,10 @@ def _check(config: GraphConfig) -> None:
             f"graph.path is {config.path!r}, but the family {config.family} reads no file; set graph.family to edge_list "
             "or saved, or drop graph.path"
         )
+    if config.family == "lift" and config.n_clusters < 1:
+        raise InputError(f"graph.n_clusters is {config.n_clusters}; the family lift needs at least 1 unit")
+    if config.concept is not None and config.family != "lift":
+        raise InputError(f"graph.concept is {config.concept}, but only the family lift uses it; drop it")
     for key in ("clusters_path", "threshold"):
         value = getattr(config, key)
         if value is not None and config.family != "edge_list":
@@ -171,7 +216,7 @@ def _from_file(config: GraphConfig) -> MetastableGraph:
     """The graph of an edge list or of `MetastableGraph.save`, at the configured ε if there is one."""
     assert config.path is not None
     if config.family == "saved":
-        graph = MetastableGraph.load(config.path)
+        graph = load_graph(config.path)
     else:
         clusters = None if config.clusters_path is None else Path(config.clusters_path)
         try:

@@ -29,7 +29,17 @@ NEAR = {
         "exponent of K, exact, circulant": (1, 0.1),
         "largest |distilled / exact − 1|": (0, 0.05),
     },
-    "figures_1_2_3": {"hard steps that search missed": (0, 0)},
+    "sda": {
+        "largest |<h_p1, h_p2>|, all pairs": (0, 0),
+        "slope of log2 SDA in K, path, ρ = 0 (Figure 2)": (1, 1e-9),
+        "slope of log2 SDA in K, ball of radius 1, ρ = 1 (Figure 3)": (1, 1e-9),
+        "slope of log2 SDA in K, ball of radius 2, ρ = 1 (Figure 3)": (0, 1e-9),
+    },
+    "figures_1_2_3": {
+        "hard steps that search missed": (0, 0),
+        "Figure 2: rows on the path that differ between the concepts": (0, 0),
+        "Figure 3: product of the path's two values": (-1, 0),
+    },
 }
 LARGEST_FIGURE = 120_000  # bytes; they are copied into docs/
 
