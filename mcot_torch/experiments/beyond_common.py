@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 from mcot_torch.chains import hitting_time
 from mcot_torch.errors import InputError
-from mcot_torch.experiments.base import Number, Row, Summary
+from mcot_torch.experiments.base import ANSWERED, UNANSWERED, Number, Row, Summary
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task, TaskConfig, build_task
 from mcot_torch.reasoners import Reasoner
 from mcot_torch.scales import Scales
 
-__all__ = ["ANSWERED", "UNANSWERED", "Problem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
-
-ANSWERED, UNANSWERED = "answered", "not answered"
+__all__ = ["Problem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
 
 
 def answer(numbers: Sequence[Number], why: str, notes: Sequence[str] = ()) -> Summary:
