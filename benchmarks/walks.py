@@ -1,42 +1,78 @@
-"""Transitions a second of the samplers on the default graph: counts without walks, and explicit walkers.
-
-python benchmarks/walks.py: medians of 7 runs on one thread, one warm-up run apart, the two interleaved.
-"""
+"""Walks of the graph: explicit walkers and counts, against QuantEcon, deeptime and torch.multinomial."""
 
 from __future__ import annotations
 
-import statistics
-import time
+from unittest import mock
 
 import torch
 
+from benchmarks.timing import Mark, Row, Settings, Work, copy_bandwidth, peer, race
+from mcot_torch import walks
 from mcot_torch.graphs import GraphConfig, build_graph
 from mcot_torch.walks import StepTable, TableWalker, walk_counts
 
-STEPS, COUNTED, EXPLICIT, RUNS = 256, 1_048_576, 16_384, 7
+# float64 uniform written and read, column and fraction written and read, two gathers of 8 bytes, state read and written,
+# the index taken written and read, the path written: the traffic of the torch loop where the table stays in the cache
+_BYTES = 8 * 14
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    table = StepTable.from_graph(build_graph(GraphConfig()))
-    draw = torch.Generator().manual_seed(0)
-    starts = torch.full((table.n_states,), COUNTED / table.n_states, dtype=torch.float64).round()
-    walkers = torch.randint(table.n_states, (EXPLICIT,), generator=draw)
-    work = {
-        f"counts of {int(starts.sum()):,} walks": lambda: walk_counts(table, starts, STEPS, draw).sum(),
-        f"{EXPLICIT:,} explicit walkers": lambda: TableWalker(table, walkers, draw).advance(STEPS),
-    }
-    transitions = dict(zip(work, (float(starts.sum()) * STEPS, EXPLICIT * STEPS), strict=True))
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for run in range(RUNS + 1):
-        for name, call in work.items():
-            begin = time.perf_counter()
-            call()
-            if run:
-                seconds[name].append(time.perf_counter() - begin)
-    for name, times in seconds.items():
-        print(f"{name:<28} {transitions[name] / statistics.median(times) / 1e6:10,.0f} million transitions a second")
+def walk_rates(settings: Settings) -> Row:
+    """4,096 walkers on 2,000 states."""
+    device = settings.device
+    k, m = settings.size(20, 4), settings.size(100, 8)
+    walkers = settings.size(4096 if device == "cpu" else 2**22, 64)
+    many, steps = settings.size(2**20, 4096), settings.size(256 if device == "cpu" else 64, 8)
+    graph = build_graph(GraphConfig(n_clusters=k, cluster_size=m, epsilon=1e-3))
+    table, dense = StepTable.from_graph(graph, device), torch.from_numpy(graph.kernel()).to(device)
+    draw = torch.Generator(device).manual_seed(0)
+    start = torch.randint(table.n_states, (walkers,), generator=draw, device=device)
+    few_starts = torch.bincount(start, minlength=table.n_states).double()
+    many_starts = torch.full((table.n_states,), many // table.n_states, dtype=torch.float64, device=device)
+
+    def rows(n: int) -> object:
+        state = start
+        for _ in range(n):
+            state = torch.multinomial(dense[state], 1, generator=draw)[:, 0]
+        return state
+
+    def in_numpy() -> object:
+        with mock.patch.object(walks, "_compiled", return_value=None):
+            return TableWalker(table, start, draw).advance(steps)
+
+    loop = "torch" if device == "cuda" else "numba" if walks._compiled() else "NumPy"
+    explicit, counted = f"explicit walkers ({loop})", f"counts of {int(many_starts.sum()):,} walks"
+    works = [Work(explicit, lambda: TableWalker(table, start, draw).advance(steps), walkers * steps, True)]
+    if loop == "numba":
+        works.append(Work("explicit walkers (NumPy)", in_numpy, walkers * steps, True))
+    works += [
+        Work("counts of the same walkers", lambda: walk_counts(table, few_starts, steps, draw), walkers * steps, True),
+        Work(counted, lambda: walk_counts(table, many_starts, steps, draw), float(many_starts.sum()) * steps, True),
+        Work("torch.multinomial", lambda: rows(2), walkers * 2),
+    ]
+    skipped: list[str] = []
+    if device == "cpu" and (quantecon := peer("quantecon", skipped)):
+        chain, begin = quantecon.MarkovChain(graph.to_scipy().tocsr()), start.numpy()
+        works.append(Work("QuantEcon simulate", lambda: chain.simulate(steps, init=begin), walkers * steps))
+    if device == "cpu" and (deeptime := peer("deeptime.markov.msm", skipped)):
+        model, length = deeptime.MarkovStateModel(dense.numpy()), settings.size(2000, 20)
+        works.append(Work("deeptime simulate", lambda: model.simulate(length, start=0), length))
+    setup = f"K = {k}, M = {m}, ε = 1e-3; {walkers:,} walkers of {steps} steps"
+    row = Row("walks", "walks", setup, "steps", race(works, settings), skipped=skipped)
+    fast, count = row.entry(explicit), row.entry(counted)
+    assert fast
+    assert count
+    if device == "cuda":
+        fast["bandwidth_share"] = fast["rate"] * _BYTES / copy_bandwidth(device)
+        row.marks = [Mark("explicit walkers ≥ 5 G steps/s", fast["rate"], 5e9)]
+    else:
+        row.marks = [Mark("≥ 3 x QuantEcon", row.ratio(explicit, "QuantEcon simulate"), 3.0)]
+    row.marks.append(Mark("counts-only faster than explicit walkers", count["rate"] / fast["rate"], 1.0))
+    row.notes = [
+        "Below 64 walkers a state the counts are those of walkers that are moved one by one, and cost about what explicit "
+        "ones cost; above it no walker is kept and the cost no longer grows with their number.",
+        "numba and NumPy read the same uniforms and give the same paths, bit for bit.",
+    ]
+    return row
 
 
-if __name__ == "__main__":
-    main()
+ROWS = {"walks": walk_rates}

@@ -23,6 +23,8 @@ from mcot_torch.errors import InputError
 
 __all__ = ["Parser"]
 
+_LARGEST_FILE = 1_000_000  # bytes
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -74,7 +76,13 @@ class Parser(ArgumentParser):
     def _check_file(self, file: str) -> None:
         """Every key and value of a YAML file, with the file and line in the complaint; values jsonargparse judges."""
         try:
+            if Path(file).stat().st_size > _LARGEST_FILE:
+                raise InputError(
+                    f"{file} has more than {_LARGEST_FILE:,} bytes; --config takes a YAML file of settings"
+                )
             text = Path(file).read_text(encoding="utf-8")
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise InputError(f"{file}: aliases (*name) are not read here; write the value out")
             root = yaml.compose(text)
         except FileNotFoundError:
             raise InputError(
@@ -87,15 +95,20 @@ class Parser(ArgumentParser):
         except yaml.MarkedYAMLError as error:
             line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise InputError(f"{file}{line}: not YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, OverflowError) as error:
             raise InputError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(root, yaml.MappingNode):
             raise InputError(f"{file}: it must hold lines such as 'seed: 0'; see configs/default.yaml")
         self._check_keys(root, "", file)
         try:
             self.parse_string(text)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from None
+        except (
+            InputError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as error:  # a number of 5,000 digits, a key that is a list
+            raise InputError(f"{file}: {' '.join(str(error).split())}") from None
 
     def _check_keys(self, node: yaml.MappingNode, prefix: str, file: str) -> None:
         seen = set()

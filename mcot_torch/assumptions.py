@@ -194,8 +194,10 @@ def _load(path: Path) -> tuple[MetastableGraph, Task | None]:
         from mcot_torch.graphs.files import read_edge_list
 
         graph = read_edge_list(path)
-    elif path.suffix == ".npz":
-        graph = MetastableGraph.load(path)
+    elif path.suffix in (".npz", ".graphml", ".mtx"):
+        from mcot_torch.graphs.formats import load_graph
+
+        graph = load_graph(path)
     else:
         raise InputError(f"{path}: give a graph.npz, an edge list (.csv, .tsv) or a configuration (.yaml)")
     return graph, build_task(TaskConfig(), graph)

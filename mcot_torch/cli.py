@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,12 +39,17 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         from mcot_torch.config import parse_evaluate
 
         options = parse_evaluate(words, prog)
-        folder = Path(options.run)
-        if not (folder / "config.yaml").is_file():
-            raise InputError(f"{folder} holds no run (no config.yaml); train.py makes one, by default in runs/default")
+        from mcot_torch.folders import find_runs
+
+        folders = find_runs(options.run)
+        if len(folders) > 1:
+            from mcot_torch.report.compare import compare_runs
+
+            compare_runs(folders, options)
+            return
         from mcot_torch.report import evaluate_run
 
-        evaluate_run(folder, options.walks, options.seed, options.figures, device=options.device)
+        evaluate_run(folders[0], options.walks, options.seed, options.figures, device=options.device)
 
     return _status(work, prog, "the same command starts it again")
 
@@ -56,6 +62,7 @@ def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
 def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
     """Do the work; what a user can mend is told in one line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    threading.excepthook = _of_a_thread
     try:
         work()
         return 0
@@ -71,11 +78,19 @@ def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
         return _tell(prog, f"interrupted; {comfort}", 130)
 
 
+def _of_a_thread(error: threading.ExceptHookArgs) -> None:
+    """A full disk in TensorBoard's thread is raised again where the next event is added: once is enough to tell it."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
+
+
 def _interrupt(number: int, frame: object) -> None:
     """SIGTERM, as a cluster's scheduler sends it, is Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def _tell(prog: str, message: str, status: int) -> int:
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())  # and nothing in it that a terminal would obey, such as a state's name from a file
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"{prog}: {line}", file=sys.stderr)
     return status

@@ -24,6 +24,7 @@ from mcot_torch.arguments import Parser
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.build import GraphConfig
 from mcot_torch.graphs.task import TaskConfig
+from mcot_torch.logic.task import LogicConfig
 from mcot_torch.reasoners.build import ReasonerConfig
 from mcot_torch.trainer_config import TrainerConfig
 
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "config_hash",
     "differences",
+    "flat_identity",
     "load_config",
     "parse_evaluate",
     "parse_train",
@@ -79,6 +81,7 @@ class Config:
     """Delete what a run of another configuration left in the folder."""
     graph: GraphConfig = field(default_factory=GraphConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    logic: LogicConfig = field(default_factory=LogicConfig)
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -92,8 +95,8 @@ class Config:
 class EvaluateOptions:
     """What evaluate.py is asked to do."""
 
-    run: str
-    """Folder of a run, such as runs/default."""
+    run: list[str]
+    """Folder of a run, such as runs/default; several of them, or a pattern such as 'runs/seed*', are compared."""
     walks: int | None = None
     """Monte Carlo walks of each model; null for the run's own number."""
     seed: int | None = None
@@ -102,6 +105,8 @@ class EvaluateOptions:
     """Draw the figures; null for the run's own choice."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """ "auto" means CUDA where there is one, else the CPU; null for the run's own choice."""
+    out: str = "runs/compare"
+    """Folder for the tables and curves of several runs."""
 
 
 _IDENTITY = ("seed", "graph", "task", "reasoner", "pretrain", "search", "ppo", "distill")  # what decides the numbers
@@ -119,8 +124,12 @@ def to_yaml(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """16 hex digits of what decides a run's numbers: not its name, folder, stages, evaluation or machine."""
-    identity = {key: value for key, value in _flat(config).items() if key.partition(".")[0] in _IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(flat_identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat_identity(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of what decides a run's numbers."""
+    return {key: value for key, value in _flat(config).items() if key.partition(".")[0] in _IDENTITY}
 
 
 def differences(there: Config, here: Config) -> dict[str, tuple[Any, Any]]:
@@ -137,14 +146,16 @@ _DOMAINS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 1",
         lambda x: x >= 1,
-        "reasoner.window reasoner.width reasoner.n_layers reasoner.n_heads pretrain.steps pretrain.transitions "
+        "reasoner.width reasoner.n_layers reasoner.n_heads pretrain.steps pretrain.transitions "
         "pretrain.path_length pretrain.batch_size pretrain.log_every search.rounds search.walks search.cover_steps "
         "search.max_steps search.min_votes ppo.rounds ppo.epochs ppo.minibatches ppo.transitions ppo.path_length ppo.log_every "
         "distill.label_walks distill.transitions distill.path_length distill.steps distill.log_every "
-        "evaluation.contexts trainer.threads",
+        "evaluation.contexts logic.paths",
     ),
+    ("from 1 to 65,536", lambda x: 1 <= x <= 65_536, "reasoner.window"),
+    ("from 1 to 1,024", lambda x: 1 <= x <= 1024, "trainer.threads"),
     ("at least 2, or no interval can be given", lambda x: x >= 2, "evaluation.walks"),
-    ("at least 0", lambda x: x >= 0, "seed pretrain.steps_after_cut ppo.entropy_coefficient distill.beta"),
+    ("at least 0", lambda x: x >= 0, "seed logic.seed pretrain.steps_after_cut ppo.entropy_coefficient distill.beta"),
     (
         "above 0",
         lambda x: x > 0,
@@ -155,6 +166,9 @@ _DOMAINS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("in [0, 1)", lambda x: 0 <= x < 1, "pretrain.beta2"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "ppo.gamma ppo.gae_lambda"),
 )
+
+
+_LARGEST = 2**53  # float64 holds every whole number up to here
 
 
 def check(config: Config) -> None:
@@ -168,6 +182,8 @@ def check(config: Config) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{key} is {number}; it must be a finite number")
+            if isinstance(number, (int, float)) and abs(number) > _LARGEST:
+                raise InputError(f"{key} is {number}; it must be at most 2^53 in size")
     for rule, holds, keys in _DOMAINS:
         for key in keys.split():
             if values[key] is not None and not holds(values[key]):
@@ -219,6 +235,11 @@ def _check_combinations(config: Config) -> None:
             f"reasoner.window is {reasoner.window}, but the linear reasoner sees the current state only; use 1, or "
             "reasoner.kind: transformer"
         )
+    if 1 < reasoner.window and config.distill.path_length < reasoner.window:
+        raise InputError(
+            f"reasoner.window is {reasoner.window}, longer than the paths of distill.path_length = "
+            f"{config.distill.path_length} that distillation records; raise it, or lower reasoner.window"
+        )
     if reasoner.kind == "transformer" and reasoner.width % (2 * reasoner.n_heads):
         raise InputError(
             f"reasoner.width is {reasoner.width}; it must be a multiple of 2 * reasoner.n_heads = {2 * reasoner.n_heads}"
@@ -251,7 +272,7 @@ def _check_combinations(config: Config) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 _TRAIN = "Train a reasoner on a state graph: pretrain, search, PPO-Clip, distill; then hold all of it against the exact chain."
-_EVALUATE = "Recompute and draw the evaluation of a run."
+_EVALUATE = "Recompute and draw the evaluation of a run; compare several runs."
 
 
 def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
@@ -268,12 +289,28 @@ def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
 
 def parse_evaluate(argv: Sequence[str], prog: str = "evaluate.py") -> EvaluateOptions:
     """What evaluate.py is asked to do; raises as `parse_train`."""
-    options: EvaluateOptions = Parser(prog, _EVALUATE, EvaluateOptions).read(argv)
+    parser = Parser(prog, _EVALUATE, EvaluateOptions)
+    next(action for action in parser._actions if action.dest == "run").metavar = "RUN..."  # in --help
+    options: EvaluateOptions = parser.read(_one_list(argv))
     for key, least in (("walks", 2), ("seed", 0)):
         value = getattr(options, key)
         if value is not None and value < least:
             raise InputError(f"{key} is {value}; it must be at least {least}")
     return options
+
+
+def _one_list(argv: Sequence[str]) -> list[str]:
+    """The command line with all that is no option, `a b`, as one list, `["a", "b"]`."""
+    plain, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            plain.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and word not in ("-h", "--help") and words and not words[0].startswith("--"):
+            rest.append(words.pop(0))
+    return [json.dumps(plain), *rest] if plain else rest
 
 
 def load_config(path: Path) -> Config:

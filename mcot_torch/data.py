@@ -5,7 +5,7 @@ with the very batches that it would have seen, and needs no saved loader. All of
 objective serves both feeders (THEORY, "Counts are sufficient"):
 
 - `states` (B, T) int64, contexts: every prefix of a row is one;
-- `counts` (B, T, N), how often each next state was seen after each context.
+- `counts` (B, T, N), how often each next state was seen after each context; `PathData` names the one that was, (B, T).
 
 With window 1 a batch is the N states and the transition counts n(x, y) of all sampled walks: one forward pass over N
 states gives the identical gradient of one over every sampled step.
@@ -92,7 +92,8 @@ class PathData(Dataset[Batch]):
         return walk_paths(self.table, starts, self.length, draw)
 
     def __getitem__(self, step: int) -> Batch:
-        return path_batch(self.paths(step), self.table.n_states)
+        paths = self.paths(step)
+        return paths[:, :-1], paths[:, 1:]
 
 
 class PairCounts(Dataset[Batch]):

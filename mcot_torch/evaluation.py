@@ -375,14 +375,25 @@ def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Row,
 
 
 def measure_lift(
-    student: Student, teacher: Reasoner, prm: PRM, graph: MetastableGraph, task: Task, walks: int, seed: int
+    student: Student,
+    teacher: Reasoner,
+    prm: PRM,
+    graph: MetastableGraph,
+    task: Task,
+    walks: int,
+    seed: int,
+    judge: Callable[[Tensor, Tensor], Row] | None = None,
 ) -> Row:
-    """Lifted paths: their mean length with 95 % interval, and the share that arrives by edges of the graph only."""
+    """Lifted paths: their mean length with 95 % interval, and the share that arrives by edges of the graph only.
+
+    `judge` adds entries from the paths (W, L), -1 behind their ends, and who arrived (W,) bool.
+    """
     draw = generator(seed, "evaluation", "lift", device=teacher.device)
     start = torch.multinomial(torch.from_numpy(task.start).to(teacher.device), walks, replacement=True, generator=draw)
     target = torch.zeros(graph.n_states, dtype=torch.bool, device=teacher.device)
     target[torch.from_numpy(task.target).to(teacher.device)] = True
-    paths, arrived = (tensor.cpu().numpy() for tensor in lift(student, teacher, prm, start, target, draw))
+    lifted = lift(student, teacher, prm, start, target, draw)
+    paths, arrived = (tensor.cpu().numpy() for tensor in lifted)
     edge = np.zeros((graph.n_states, graph.n_states), dtype=bool)
     edge[graph.sources, graph.indices] = True
     before, after = paths[:, :-1], paths[:, 1:]
@@ -396,4 +407,5 @@ def measure_lift(
         "lifted_steps_high": None if mean is None else mean + half,
         "lifted_steps_min": int(length.min()) if len(length) else None,
         "lifted_valid": float(valid.mean()),
+        **(judge(*lifted) if judge is not None else {}),
     }

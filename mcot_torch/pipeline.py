@@ -7,9 +7,11 @@ pretraining receives the graph. What the others log about the truth comes from p
 from __future__ import annotations
 
 import copy
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,18 +26,22 @@ from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
 from mcot_torch.assumptions import check_assumptions, summary_lines
 from mcot_torch.chains import hitting_time
-from mcot_torch.config import Config, resolve_run_dir
+from mcot_torch.config import STAGES, Config, resolve_run_dir
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation import make_probe
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
+from mcot_torch.logic import LogicalActions
+from mcot_torch.logic.task import build_actions
+from mcot_torch.memory import check_memory
 from mcot_torch.progress import console, say
 from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.run_folder import RunFolder
+from mcot_torch.saving import refuse_links
 from mcot_torch.scales import Scales
 from mcot_torch.training import Context, Metrics
 
-__all__ = ["Models", "Problem", "load_models", "pick_device", "prepare", "run"]
+__all__ = ["Models", "Problem", "load_models", "load_run", "pick_device", "prepare", "run"]
 
 
 _MOST_STATES = 20_000  # an (N, N) float64 table takes 3 GiB
@@ -43,11 +49,12 @@ _MOST_STATES = 20_000  # an (N, N) float64 table takes 3 GiB
 
 @dataclass(frozen=True)
 class Problem:
-    """What a configuration poses: the graph, the task on it and its scales."""
+    """What a configuration poses: the graph, the task on it, its scales, and what its hard steps compute, if anything."""
 
     graph: MetastableGraph
     task: Task
     scales: Scales
+    actions: LogicalActions | None = None
 
     def hitting_time(self, epsilon: float) -> float:
         """Exact E[τ] of the task at another ε, in steps."""
@@ -75,11 +82,13 @@ def prepare(config: Config) -> Problem:
     if graph.n_states > _MOST_STATES:
         raise InputError(
             f"the graph has {graph.n_states:,} states; tables over pairs of states would take "
-            f"{8 * graph.n_states**2 / 2**30:,.0f} GiB each, and {_MOST_STATES:,} states are the most: use a smaller graph"
+            f"{8 * graph.n_states**2 / 2**30:,.0f} GiB each, and {_MOST_STATES:,} states are the most for training: use a smaller "
+            "graph; exact times of larger ones come from mcot_torch.hitting_time(graph.to_scipy(), start, target, graph.clusters)"
         )
     epsilon_max = resolve_epsilon_max(config.graph, graph)
     task = build_task(config.task, graph)
-    problem = Problem(graph, task, Scales.of(graph, epsilon_max))
+    actions = build_actions(config.logic, config.graph, graph)
+    problem = Problem(graph, task, Scales.of(graph, epsilon_max), actions)
     problem.hitting_time(graph.epsilon)  # an unreachable target is an error now, not after the training
     return problem
 
@@ -106,21 +115,27 @@ def run(config: Config, command: list[str]) -> Path:
     from mcot_torch.report import evaluate_run
 
     torch.set_num_threads(config.trainer.threads)
+    if config.trainer.deterministic:  # before CUDA is used; Lightning would do it for the steps of a stage alone
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     problem = prepare(config)
     device = pick_device(config.trainer.accelerator)
+    check_memory(config, problem.graph.n_states, problem.scales, device)
     fresh = build_reasoner(config.reasoner, problem.graph.n_states, config.seed, device)
-    folder = RunFolder.open(resolve_run_dir(config), config, command, problem.graph.fingerprint())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    folder = RunFolder.open(
+        resolve_run_dir(config), config, command, problem.graph.fingerprint(), f"{device.type}: {name}"
+    )
     problem.graph.save(folder.path / "graph.npz")
     _introduce(problem, fresh, folder, device)
-    try:
+    with _naming(folder.path), closing(folder):
         _run_stages(config, problem, fresh, folder)
         with folder_seconds(folder, "evaluate"):
             evaluate_run(folder.path, log_to=folder)
-    finally:
-        folder.close()
     evaluate = "python evaluate.py" if command[0].endswith(".py") else "mcot-evaluate"
+    drawn = (("Report", f"{folder.path}/report.html"), ("Figures", f"{folder.path}/figures"))
     for what, command_line in (
-        ("Figures", f"{folder.path}/figures"),
+        *(drawn if config.evaluation.figures else ()),
         ("Curves", f"tensorboard --logdir {folder.path}"),
         ("Evaluate", f"{evaluate} {folder.path}"),
     ):
@@ -144,6 +159,16 @@ def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: 
         say(f"         {line}")
     kind = type(reasoner).__name__
     say(f"Reasoner {kind}, window {reasoner.window}, {reasoner.n_parameters:,} parameters")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """TensorBoard's thread fails without saying where: a full disk is told with the run's folder at least."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -215,13 +240,9 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
 
 def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], int]:
     """Algorithm 3 after each round of search (RL mode): raises all steps found so far; returns the transitions it took."""
-    known = 0
 
     def on_round(edges: Tensor) -> int:
-        nonlocal known
-        if len(edges) == known:
-            return 0
-        known, prm = len(edges), PRM(problem.graph.n_states, edges)
+        prm = PRM(problem.graph.n_states, edges)
         if isinstance(reasoner, LinearReasoner) and config.ppo.form == "sign":
             reasoner.load_state_dict(reference.state_dict())  # a row's hard steps are raised together
             sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
@@ -273,17 +294,39 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
     return history, {"n_clusters": student.n_states}
 
 
+def load_run(folder: RunFolder, device: str | None = None) -> tuple[Config, Problem, Models]:
+    """A run folder as a whole, for evaluation; nothing outside it is read.
+
+    Raises:
+        InputError: a piece that is damaged, or that does not belong to the others, named.
+    """
+    refuse_links(folder.path)
+    config = folder.config()
+    folder.check_configuration(config)
+    graph = MetastableGraph.load(folder.path / "graph.npz")
+    folder.check_graph(graph.fingerprint())
+    scales = Scales.of(graph, resolve_epsilon_max(config.graph, graph))
+    actions = build_actions(config.logic, config.graph, graph)
+    problem = Problem(graph, build_task(config.task, graph), scales, actions)
+    return config, problem, load_models(folder, problem, pick_device(device or config.trainer.accelerator))
+
+
 def load_models(folder: RunFolder, problem: Problem, device: torch.device | str = "cpu") -> Models:
     """The models of a run's finished stages.
 
     Raises:
-        InputError: a model that does not fit the graph, naming both.
+        InputError: a file that this run did not write, or a model that does not fit the graph, naming both.
     """
     models = Models()
+    for stage in STAGES:
+        if folder.is_finished(stage):
+            folder.check_pieces(stage)
     n = problem.graph.n_states
 
     def fitting(stage: str) -> Reasoner:
         model = load_reasoner(folder.stage(stage), device)
+        if isinstance(model, Student) != (stage == "distill"):
+            raise InputError(f"{folder.stage(stage)}: a {type(model).__name__} is no model of this stage")
         size = len(model.labels) if isinstance(model, Student) else model.n_states
         if size != n:
             raise InputError(f"{folder.stage(stage)}: the model has {size} states and the run's graph has {n}")

@@ -24,14 +24,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.progress import Bar, progress_bar
 from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.saving import READ_ERRORS, read_tensors, save_tensors
 from mcot_torch.trainer_config import TrainerConfig
 
 __all__ = ["Context", "Stage", "cosine", "fit", "load_state", "save_state"]
@@ -60,27 +59,38 @@ class Context:
 
 def save_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Tensors and JSON as one safetensors file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    try:
-        save_file(plain, temporary, metadata={"json": json.dumps(meta)})
-    except SafetensorError as error:
-        raise OSError(f"{path}: the state cannot be written ({error})") from None
-    temporary.replace(path)
+    save_tensors(path, tensors, {"json": json.dumps(meta)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_state` wrote, or None where there is nothing."""
+    """What `save_state` wrote, or None where there is nothing; `InputError` names the file and what is wrong."""
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: the saved state cannot be read ({error}); delete it to begin the stage again"
-        ) from None
+        tensors, metadata = read_tensors(path)
+        meta = json.loads(metadata["json"])
+        if not isinstance(meta, dict):
+            raise ValueError("its JSON is no object")
+        check_history(meta.get("history", []))
+        return tensors, meta
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: object) -> InputError:
+    """What to say about a state that cannot be taken up."""
+    return InputError(f"{path}: the saved state cannot be read ({error}); delete it to begin the stage again")
+
+
+def check_history(history: object) -> None:
+    """`ValueError` unless `history` is a list of lines of numbers, each with the whole number of its step."""
+    if not isinstance(history, list):
+        raise ValueError("its history is no list")
+    for line in history:
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            raise ValueError("its history holds a line without a step")
+        if not all(isinstance(x, float) or (isinstance(x, int) and 0 <= x < 2**63) for x in line.values()):
+            raise ValueError("its history holds what is no number")
 
 
 class Stage(L.LightningModule):
@@ -192,12 +202,21 @@ class Stage(L.LightningModule):
         state = load_state(self.state_path) if self.state_path else None
         if state is None:
             return
+        assert self.state_path is not None
         self._pending, meta = state
-        if meta["total"] != self.total:
-            raise InputError(f"{self.state_path} is of a stage of {meta['total']} steps, not {self.total}; delete it")
-        self.step, self.history = meta["step"], meta["history"]
-        self.reasoner.load_state_dict(_part(self._pending, "model."))
-        self.load_extra_state(_part(self._pending, "extra."))
+        if meta.get("total") != self.total:
+            raise InputError(
+                f"{self.state_path} is of a stage of {meta.get('total')} steps, not {self.total}; delete it"
+            )
+        try:
+            self.step, self.history = int(meta["step"]), meta["history"]
+            if not 0 <= self.step <= self.total:
+                raise ValueError(f"it stands at step {self.step} of {self.total}")
+            _check_tensors(self._pending, self.reasoner)
+            self.reasoner.load_state_dict(_part(self._pending, "model."))
+            self.load_extra_state(_part(self._pending, "extra."))
+        except (*READ_ERRORS, RuntimeError) as error:
+            raise unreadable(self.state_path, " ".join(str(error).split())[:200]) from None
 
     def on_train_start(self) -> None:
         """The optimiser exists only now: give it its state back."""
@@ -211,6 +230,18 @@ class Stage(L.LightningModule):
             state.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self._pending = None
+
+
+def _check_tensors(tensors: dict[str, Tensor], reasoner: Reasoner) -> None:
+    """`ValueError` unless every number is finite and the optimiser's have the shapes of the weights."""
+    shapes = [p.shape for p in reasoner.parameters()]
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{key} holds a number that is not finite")
+        if key.startswith("optimizer."):
+            index = int(key.split(".")[1])
+            if not 0 <= index < len(shapes) or value.shape not in ((), shapes[index]):
+                raise ValueError(f"{key} does not fit the weights")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

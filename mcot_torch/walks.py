@@ -6,17 +6,22 @@ probability 1e-8 fires several times too often (THEORY 6.4).
 
 Three samplers, all exact in law:
 
-- `TableWalker` moves every walker one alias draw at a time and yields their states. On a CPU it steps in NumPy, which is
-  faster than torch for thousands of walkers; on a GPU it steps in torch.
-- `walk_counts` keeps no walkers at all. Walkers are exchangeable, so n of them in state x leave it as one
-  Multinomial(n, P(·|x)) draw: a step of a million walkers costs one draw an edge.
+- `TableWalker` moves every walker one alias draw at a time and yields their states. On a CPU it steps in numba where that
+  is installed and in NumPy where not, with equal numbers; on a GPU it steps in torch.
+- `walk_counts` keeps no paths. Where walkers are many it keeps no walkers either: they are exchangeable, so n of them in
+  state x leave it as one Multinomial(n, P(·|x)) draw, and a step of a million walkers costs one draw an edge.
 - `pair_counts` draws Theorem 3.1's i.i.d. pairs as a multinomial a row.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +33,9 @@ from mcot_torch.graphs.graph import MetastableGraph
 
 __all__ = ["StepTable", "TableWalker", "Walker", "first_hitting_times", "pair_counts", "walk_counts", "walk_paths"]
 
-_BLOCK = 256  # steps whose uniforms are drawn at once
+_BLOCK = 256  # steps between two looks for walkers that arrived
+_CPU_DRAWS, _GPU_DRAWS = 2**15, 2**24  # uniforms drawn at once: what fits a core's cache; what fills a GPU
+_FEW = 64  # walkers a state below which walking them is cheaper than one multinomial a state
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +114,12 @@ class StepTable:
         matrix = torch.zeros(self.n_states, self.n_states, dtype=counts.dtype, device=counts.device)
         return matrix.scatter_add_(1, self.successors, counts)
 
+    def taken_edges(self, hits: Tensor) -> Tensor:
+        """(N, N) float64 counts of steps, of the (N·D·2,) counts of the entries of `alias`'s outcome."""
+        per_state = hits.double().view(self.n_states, -1)
+        matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64, device=hits.device)
+        return matrix.scatter_add_(1, self.alias[1].view(self.n_states, -1), per_state)
+
 
 class Walker(Protocol):
     """Anything that moves walkers: a table, or a reasoner that reads its own history."""
@@ -141,41 +154,56 @@ class TableWalker:
 
     def advance(self, n_steps: int) -> Tensor:
         """Move all walkers `n_steps` steps; returns (W, n_steps) int64."""
-        device, n_walkers = self._states.device, len(self._states)
-        path = torch.empty(n_steps, n_walkers, dtype=torch.int64, device=device)
-        for first in range(0, n_steps, _BLOCK):
-            block = path[first : first + _BLOCK]
-            uniform = torch.rand(block.shape, dtype=torch.float64, generator=self._generator, device=device)
-            if device.type == "cpu":
-                self._step_numpy(uniform.numpy(), block.numpy())
+        path = torch.empty(n_steps, len(self._states), dtype=torch.int64, device=self._states.device)
+        state, done = self._states.clone(), 0
+        compiled = _compiled() if path.device.type == "cpu" else None
+        for uniform in self._uniforms(n_steps):
+            block = path[done : done + len(uniform)]
+            if compiled is not None:
+                compiled.walk(*self._arrays(), uniform.numpy(), state.numpy(), block.numpy())
             else:
-                self._step_torch(uniform, block)
-            self._states = block[-1].clone()
+                self._take(uniform, state, block)
+                block.copy_(self._outcome[block])
+            done += len(uniform)
+        self._states = state
         return path.T
 
-    def _step_numpy(self, uniform: NDArray[np.float64], out: NDArray[np.int64]) -> None:
-        accept, outcome, width = self._accept.numpy(), self._outcome.numpy(), self._width
-        state = self._states.numpy()
-        uniform *= width
-        column = uniform.astype(np.int64)
-        uniform -= column
-        for t in range(len(out)):
-            cell = state * width
-            cell += column[t]
-            own = uniform[t] < accept.take(cell)
-            cell *= 2
-            cell += own
-            state = outcome.take(cell, out=out[t])
+    def tally(self, n_steps: int) -> Tensor:
+        """Move all walkers; returns (N·D·2,) int64, how often each entry of the alias table's `outcome` was taken."""
+        hits = torch.zeros(len(self._outcome), dtype=torch.int64, device=self._states.device)
+        state = self._states.clone()
+        compiled = _compiled() if hits.device.type == "cpu" else None
+        for uniform in self._uniforms(n_steps):
+            if compiled is not None:
+                compiled.tally(*self._arrays(), uniform.numpy(), state.numpy(), hits.numpy())
+            else:
+                taken = torch.empty(uniform.shape, dtype=torch.int64, device=uniform.device)
+                self._take(uniform, state, taken)
+                hits += torch.bincount(taken.ravel(), minlength=len(hits))
+        self._states = state
+        return hits
 
-    def _step_torch(self, uniform: Tensor, out: Tensor) -> None:
+    def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        return self._accept.numpy(), self._outcome.numpy(), self._width
+
+    def _uniforms(self, n_steps: int) -> Iterator[Tensor]:
+        """(rows, W) uniforms, in blocks that stay in the cache; every block overwrites the last one."""
+        device, n_walkers = self._states.device, len(self._states)
+        rows = max(1, (_CPU_DRAWS if device.type == "cpu" else _GPU_DRAWS) // max(1, n_walkers))
+        buffer = torch.empty(min(rows, n_steps), n_walkers, dtype=torch.float64, device=device)
+        for first in range(0, n_steps, rows):
+            block = buffer[: min(rows, n_steps - first)]
+            yield torch.rand(block.shape, dtype=torch.float64, generator=self._generator, device=device, out=block)
+
+    def _take(self, uniform: Tensor, state: Tensor, taken: Tensor) -> None:
+        """Move the walkers `state` (W,) by `uniform` (T, W), which is spoilt; `taken` (T, W) are indices into `outcome`."""
         uniform *= self._width
         column = uniform.long()
         uniform -= column
-        state = self._states
-        for t in range(len(out)):
-            cell = state * self._width + column[t]
-            state = self._outcome[2 * cell + (uniform[t] < self._accept[cell])]
-            out[t] = state
+        if uniform.device.type == "cpu":
+            _take_numpy(*self._arrays(), uniform.numpy(), column.numpy(), state.numpy(), taken.numpy())
+        else:
+            _take_torch(self._accept, self._outcome, self._width, uniform, column, state, taken)
 
     def keep(self, alive: Tensor) -> None:
         """Go on with the walkers marked in `alive` only."""
@@ -184,6 +212,39 @@ class TableWalker:
     def replace(self, states: Tensor) -> None:
         """Overwrite where the walkers are."""
         self._states = states.clone()
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The loops as numba compiles them, or None where it is not installed."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        return import_module("mcot_torch.walks_numba")
+    except ImportError as error:  # a numba too old for this NumPy says so here
+        warnings.warn(f"numba is installed but cannot be used ({error}); walks step in NumPy", stacklevel=2)
+        return None
+
+
+def _take_numpy(
+    accept: NDArray, outcome: NDArray, width: int, uniform: NDArray, column: NDArray, state: NDArray, taken: NDArray
+) -> None:
+    for t in range(len(taken)):
+        cell = np.multiply(state, width, out=state)
+        cell += column[t]
+        own = uniform[t] < accept.take(cell)
+        np.multiply(cell, 2, out=taken[t])
+        taken[t] += own
+        outcome.take(taken[t], out=state)
+
+
+def _take_torch(
+    accept: Tensor, outcome: Tensor, width: int, uniform: Tensor, column: Tensor, state: Tensor, taken: Tensor
+) -> None:
+    for t in range(len(taken)):
+        cell = state.mul_(width).add_(column[t])
+        torch.add(uniform[t] < accept[cell], cell, alpha=2, out=taken[t])
+        state.copy_(outcome[taken[t]])
 
 
 def walk_paths(table: StepTable, start: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
@@ -218,6 +279,11 @@ def walk_counts(table: StepTable, start: Tensor, n_steps: int, generator: torch.
         `start.sum()` independent walks.
     """
     occupied = start.to(table.device, torch.float64)
+    if float(occupied.sum()) < _FEW * table.n_states:
+        states = torch.arange(table.n_states, device=table.device)
+        return table.taken_edges(
+            TableWalker(table, states.repeat_interleave(occupied.long()), generator).tally(n_steps)
+        )
     total = torch.zeros_like(table.probabilities)
     for _ in range(n_steps):
         drawn = _multinomial(occupied, table.probabilities, generator)

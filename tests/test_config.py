@@ -62,7 +62,7 @@ BAD_COMMAND_LINES = [
     ("--trainer.accelerator tpu", "trainer.accelerator is tpu; it must be auto, cpu or cuda"),
     # numbers out of bounds
     ("--seed -1", "seed is -1; it must be at least 0"),
-    ("--reasoner.window 0", "reasoner.window is 0; it must be at least 1"),
+    ("--reasoner.window 0", "reasoner.window is 0; it must be from 1 to 65,536"),
     ("--reasoner.width -64", "reasoner.width is -64; it must be at least 1"),
     ("--pretrain.steps 0", "pretrain.steps is 0; it must be at least 1"),
     ("--pretrain.steps_after_cut -1", "pretrain.steps_after_cut is -1; it must be at least 0"),
@@ -88,7 +88,7 @@ BAD_COMMAND_LINES = [
     ("--distill.beta -1", "distill.beta is -1.0; it must be at least 0"),
     ("--evaluation.walks 1", "evaluation.walks is 1; it must be at least 2, or no interval can be given"),
     ("--evaluation.horizon_factor 0", "evaluation.horizon_factor is 0.0; it must be above 0"),
-    ("--trainer.threads 0", "trainer.threads is 0; it must be at least 1"),
+    ("--trainer.threads 0", "trainer.threads is 0; it must be from 1 to 1,024"),
     ("--trainer.save_every 0", "trainer.save_every is 0.0; it must be above 0"),
     # NaN and infinity
     ("--ppo.clip .nan", "ppo.clip is nan; it must be a finite number"),
@@ -207,7 +207,6 @@ def test_file_that_cannot_be_read(tmp_path):
     ("line", "message"),
     [
         ("", "RUN is missing; see --help"),
-        ("a b", "unknown argument b; settings are given as --key value"),
         ("a --wals 3", "unknown key --wals; did you mean --walks?"),
         ("a --walks 1", "walks is 1; it must be at least 2"),
         ("a --walks many", "walks is many; it must be an integer or null"),
@@ -223,8 +222,9 @@ def test_bad_evaluate_command_line(line, message):
 
 
 def test_evaluate_options():
-    assert parse_evaluate(["runs/a"]) == EvaluateOptions("runs/a")
-    expected = EvaluateOptions("runs/a", walks=50, seed=3, figures=False, device="cpu")
+    assert parse_evaluate(["runs/a"]) == EvaluateOptions(["runs/a"])
+    assert parse_evaluate(["a", "--seed", "1", "b*", "c d"]) == EvaluateOptions(["a", "b*", "c d"], seed=1)
+    expected = EvaluateOptions(["runs/a"], walks=50, seed=3, figures=False, device="cpu")
     assert parse_evaluate(["--walks", "50", "runs/a", "--seed=3", "--figures", "false", "--device", "cpu"]) == expected
 
 

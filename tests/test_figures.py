@@ -149,7 +149,7 @@ def test_states_lie_apart_inside_their_blobs(cluster):
     figure = figures.graph_figure(graph)
     states = next(c for c in figure.axes[0].collections if len(c.get_offsets()) == graph.n_states)
     spots = np.asarray(states.get_offsets())
-    centres, radius = figures.graph._ring(5)
+    centres, radius = figures.layout.ring(5)
     assert np.linalg.norm(spots - centres[graph.clusters], axis=1).max() < radius
     apart = np.linalg.norm(spots[:, None] - spots[None], axis=2) + 9 * np.eye(len(spots))
     assert apart.min() > 0.02 * radius

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mcot_torch import chains
+from mcot_torch import chains, walks
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.walks import StepTable, TableWalker, first_hitting_times, pair_counts, walk_counts, walk_paths
 
@@ -37,6 +37,22 @@ def assert_rows_follow(counts, kernel):
     freedom = int((cell.sum(1) - 1).sum())
     low, high = stats.chi2.ppf([2.5e-7, 1 - 2.5e-7], freedom)
     assert low < statistic < high
+
+
+@pytest.fixture(params=["numba", "numpy"])
+def loops(request, monkeypatch):
+    """The two ways to step on a CPU."""
+    if request.param == "numpy":
+        monkeypatch.setattr(walks, "_compiled", lambda: None)
+    else:
+        pytest.importorskip("numba")
+        assert walks._compiled() is not None
+
+
+@pytest.fixture(params=["walked", "multinomial"])
+def counting(request, monkeypatch):
+    """The two ways to count steps, whatever the number of walkers."""
+    monkeypatch.setattr(walks, "_FEW", math.inf if request.param == "walked" else 0)
 
 
 def cycle_table(n):
@@ -95,7 +111,55 @@ def test_state_without_successor_is_refused():
 # ---- walkers --------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_walked_paths(small_graph):
+def by_hand(table, start, uniform):
+    """Alias draws one by one: states (T, W), and the index into `outcome` of each."""
+    accept, outcome = (x.tolist() for x in table.alias)
+    width, state, paths, taken = table.successors.shape[1], start.tolist(), [], []
+    for row in uniform.tolist():
+        column = [int(u * width) for u in row]
+        cell = [x * width + c for x, c in zip(state, column, strict=True)]
+        own = [u * width - c < accept[i] for u, c, i in zip(row, column, cell, strict=True)]
+        taken.append([2 * i + o for i, o in zip(cell, own, strict=True)])
+        state = [outcome[i] for i in taken[-1]]
+        paths.append(state)
+    return torch.tensor(paths), torch.tensor(taken)
+
+
+@pytest.mark.parametrize("draws", [1, 64, 100, 2**15])
+def test_walkers_read_one_stream_of_uniforms(draws, loops, small_graph, monkeypatch):
+    """Same numbers with and without numba, in blocks of any size, in calls of any length, of paths or of counts."""
+    monkeypatch.setattr(walks, "_CPU_DRAWS", draws)
+    table, start = StepTable.from_graph(small_graph), torch.arange(32)[:20]
+    states, taken = by_hand(table, start, torch.rand(157, 20, dtype=torch.float64, generator=seeded(16)))
+    walker = TableWalker(table, start, seeded(16))
+    assert torch.equal(torch.cat([walker.advance(n) for n in (100, 0, 1, 56)], dim=1), states.T)
+    assert torch.equal(walker.states, states[-1])
+    assert torch.equal(start, torch.arange(20))
+
+    walker = TableWalker(table, start, seeded(16))
+    hits = walker.tally(100) + walker.tally(57)
+    assert torch.equal(hits, torch.bincount(taken.ravel(), minlength=len(hits)))
+    assert torch.equal(walker.states, states[-1])
+    counts = count_steps(torch.cat([start[:, None], states.T], dim=1), 32)
+    assert np.array_equal(table.taken_edges(hits).numpy(), counts)
+
+    monkeypatch.setattr(walks, "_FEW", math.inf)
+    starts = torch.zeros(32).index_add_(0, start, torch.ones(20))
+    assert np.array_equal(walk_counts(table, starts, 157, seeded(16)).numpy(), counts)
+
+
+def test_numpy_steps_where_numba_cannot_be_used(monkeypatch):
+    def broken(name):
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(walks, "import_module", broken)
+    with pytest.warns(UserWarning, match="walks step in NumPy"):
+        assert walks._compiled.__wrapped__() is None
+    monkeypatch.setattr(walks, "find_spec", lambda name: None)
+    assert walks._compiled.__wrapped__() is None
+
+
+def test_rows_of_walked_paths(small_graph, loops):
     table = StepTable.from_graph(small_graph)
     start = torch.arange(32).repeat(128)
     paths = walk_paths(table, start, 300, seeded(1))
@@ -104,8 +168,9 @@ def test_rows_of_walked_paths(small_graph):
     assert_rows_follow(count_steps(paths, 32), small_graph.kernel())
 
 
-def test_blocks_of_uniforms_join_seamlessly(small_graph):
-    """The step over the border of two blocks of 256, of one call and of two calls, starts where the last one ended."""
+def test_blocks_of_uniforms_join_seamlessly(small_graph, loops, monkeypatch):
+    """The step over the border of two blocks of uniforms, of one call and of two calls, starts where the last one ended."""
+    monkeypatch.setattr(walks, "_CPU_DRAWS", 256 * 2000)
     table = StepTable.from_graph(small_graph)
     walker = TableWalker(table, torch.zeros(2000, dtype=torch.int64), seeded(2))
     parts = [walker.advance(n) for n in (300, 1, 0, 7)]
@@ -122,7 +187,17 @@ def assert_rare(counts, rate=RARE):
         assert low <= crossed <= high
 
 
-def test_rare_edges_of_walkers():
+def test_power_of_the_rare_edges():
+    """A rate twice or a third of the right one passes `assert_rare` less than 1 time in 500, at 100 expected crossings."""
+    low, high = stats.poisson.ppf([1e-7, 1 - 1e-7], 1e7 * RARE)
+    missed = {
+        factor: stats.poisson.cdf(high, 100 * factor) - stats.poisson.cdf(low - 1, 100 * factor)
+        for factor in (1 / 3, 2)
+    }
+    assert max(missed.values()) < 2e-3
+
+
+def test_rare_edges_of_walkers(loops):
     """3e7 steps, so about 100 crossings of each edge."""
     walker = TableWalker(StepTable.from_kernel(RARE_KERNEL), torch.arange(3).repeat(4000), seeded(3))
     counts = np.zeros((3, 3))
@@ -133,8 +208,9 @@ def test_rare_edges_of_walkers():
     assert_rare(counts)
 
 
-def test_rare_edges_of_walk_counts():
-    counts = walk_counts(StepTable.from_kernel(RARE_KERNEL), torch.full((3,), 1e7), 10, seeded(4))
+def test_rare_edges_of_walk_counts(loops, counting):
+    counts = walk_counts(StepTable.from_kernel(RARE_KERNEL), torch.full((3,), 1e5), 100, seeded(4))
+    assert counts.sum() == 3e7
     assert_rare(counts)
 
 
@@ -146,13 +222,14 @@ def test_rare_edges_of_pair_counts():
 def test_walkers_draw_53_bits(monkeypatch):
     """On the grid of float32, 2^-24, an edge of probability 1e-8 fires far too often or never."""
     seen = []
-    step = TableWalker._step_numpy
+    uniforms = TableWalker._uniforms
 
-    def record(self, uniform, out):
-        seen.append(uniform.copy())
-        step(self, uniform, out)
+    def record(self, n_steps):
+        for block in uniforms(self, n_steps):
+            seen.append(block.numpy().copy())
+            yield block
 
-    monkeypatch.setattr(TableWalker, "_step_numpy", record)
+    monkeypatch.setattr(TableWalker, "_uniforms", record)
     TableWalker(StepTable.from_kernel(CHAIN), torch.zeros(100, dtype=torch.int64), seeded(15)).advance(300)
     uniform = np.concatenate(seen)
     assert uniform.shape == (300, 100)
@@ -172,17 +249,22 @@ def test_edge_of_1e_8_fires_at_its_rate(column):
     assert low <= float(counts[0, column]) <= high
 
 
-def test_numpy_and_torch_steps_agree(small_graph):
-    table = StepTable.from_graph(small_graph)
-    start = torch.arange(32).repeat(40)
-    uniform = torch.rand(200, len(start), dtype=torch.float64, generator=seeded(7))
-    walker = TableWalker(table, start, seeded(0))
-    by_numpy = torch.empty(uniform.shape, dtype=torch.int64)
-    by_torch = torch.empty(uniform.shape, dtype=torch.int64)
-    walker._step_numpy(uniform.numpy().copy(), by_numpy.numpy())
-    walker._step_torch(uniform.clone(), by_torch)
-    assert torch.equal(by_numpy, by_torch)
-    assert len(by_numpy.unique()) == 32
+def test_torch_steps_as_numpy(small_graph):
+    """The loop of a GPU, on a CPU."""
+    table, start = StepTable.from_graph(small_graph), torch.arange(32).repeat(2)
+    uniform = torch.rand(50, len(start), dtype=torch.float64, generator=seeded(7))
+    states, taken = by_hand(table, start, uniform)
+    (accept, outcome), width, state, found = (
+        table.alias,
+        table.successors.shape[1],
+        start.clone(),
+        torch.empty_like(taken),
+    )
+    scaled = uniform * width
+    walks._take_torch(accept, outcome, width, scaled - scaled.long(), scaled.long(), state, found)
+    assert torch.equal(found, taken)
+    assert torch.equal(state, states[-1])
+    assert len(states.unique()) == 32
 
 
 def test_keep_and_replace():
@@ -229,7 +311,7 @@ def sampled_counts(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["counts", "paths"])
-def test_joint_law_of_counts(sampler):
+def test_joint_law_of_counts(sampler, counting):
     mean, covariance = exact_moments()
     by_steps = np.zeros((3, 3))  # WALKERS · Σ_t P(X_t = x) P(x, y), an independent way to the mean
     law = np.array([1.0, 0, 0])
@@ -251,7 +333,7 @@ def test_joint_law_of_counts(sampler):
     assert np.abs(z).max() < 6  # 36 pairs, 2e-9 each
 
 
-def test_walk_counts_conserve_walkers(small_graph):
+def test_walk_counts_conserve_walkers(small_graph, counting):
     start = torch.randint(0, 50, (32,), generator=seeded(9)).double()
     counts = walk_counts(StepTable.from_graph(small_graph), start, 37, seeded(10))
     assert counts.dtype == torch.float64

@@ -140,8 +140,13 @@ class PPOStage(Stage):
         """Take them back."""
         reference = {k.removeprefix("reference."): v for k, v in tensors.items() if k.startswith("reference.")}
         self.reference.load_state_dict(reference)
-        self.values, self.env_steps = tensors["values"].to(self.reasoner.device), int(tensors["env_steps"])
-        self.walkers = tensors.get("walkers")
+        values, walkers = tensors["values"], tensors.get("walkers")
+        if values.shape != self.values.shape or values.dtype != self.values.dtype:
+            raise ValueError(f"it holds {len(values)} values of states, and there are {len(self.values)}")
+        if walkers is not None and not bool(((walkers >= 0) & (walkers < len(values))).all()):
+            raise ValueError(f"it holds a walker outside the states 0 .. {len(values) - 1}")
+        self.values, self.walkers = values.to(self.reasoner.device), walkers
+        self.env_steps = int(tensors["env_steps"])
 
     def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
         """(B, T) λ of each context."""

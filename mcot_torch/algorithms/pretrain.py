@@ -27,11 +27,15 @@ def negative_log_likelihood(log_p: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         log_p: (..., N) log-probabilities, −inf where a step is cut.
-        counts: (..., N) how often each step was observed.
+        counts: (..., N) how often each step was observed, or (...) int64, the one next state that was.
 
     Returns:
         Scalar; observations of cut steps are left out of it.
     """
+    if counts.dim() < log_p.dim():
+        chosen = log_p.gather(-1, counts[..., None])[..., 0]
+        kept = chosen > -torch.inf
+        return -torch.where(kept, chosen, 0.0).sum() / kept.sum()
     seen = (counts > 0) & (log_p > -torch.inf)
     return -(torch.where(seen, log_p, 0.0) * counts).sum() / torch.where(seen, counts, 0.0).sum()
 
@@ -81,7 +85,8 @@ class PretrainStage(Stage):
         states, counts = batch
         if self.step == self.config.steps:
             self.cut()
-        loss = negative_log_likelihood(self.reasoner.log_probs(states).to(counts.dtype), counts)
+        log_p = self.reasoner.log_probs(states)
+        loss = negative_log_likelihood(log_p.to(counts.dtype) if counts.is_floating_point() else log_p.float(), counts)
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
         self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
         if self.step + 1 == self.total:

@@ -17,6 +17,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy
+from mcot_torch.saving import write_text
 from mcot_torch.scales import Scales
 
 __all__ = ["PRM", "guidance", "tilt", "tilt_strength"]
@@ -87,12 +88,8 @@ class PRM:
 
     def save(self, path: str | Path) -> None:
         """Write the edges as text, a step a line."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
         lines = "".join(f"{x},{y}\n" for x, y in self.edges.tolist())
-        temporary.write_text(f"# hard steps over {self.n_states} states\nsource,target\n{lines}")
-        temporary.replace(path)
+        write_text(Path(path), f"# hard steps over {self.n_states} states\nsource,target\n{lines}")
 
     @classmethod
     def load(cls, path: str | Path, n_states: int) -> PRM:

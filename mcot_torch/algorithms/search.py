@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from mcot_torch.algorithms.configs import SearchConfig
 from mcot_torch.progress import progress_bar
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
+from mcot_torch.saving import READ_ERRORS
 from mcot_torch.scales import Scales
-from mcot_torch.training import Context, load_state, save_state
+from mcot_torch.training import Context, load_state, save_state, unreadable
 
 __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
 
@@ -126,7 +128,7 @@ def search(
         scales: K, M, ε; they set the defaults of R, N, T_0 and T_max.
         config: see `SearchConfig`.
         context: seed, folder, watchers.
-        on_round: in RL mode, called after each round with the (n, 2) steps found so far; runs Algorithm 3. Walks of
+        on_round: in RL mode, called after each round that found a step with the (n, 2) found so far; runs Algorithm 3. Walks of
             later rounds avoid the steps that are known already, else the raised ones would spoil Ĉ. Returns the
             transitions that it sampled; they count towards the cost.
 
@@ -140,12 +142,15 @@ def search(
     coverage = torch.zeros(reasoner.n_states, dtype=torch.int64, device=reasoner.device)
     votes: dict[tuple[int, int], int] = {}
     transitions, done, history = 0, 0, []
-    path = context.folder / "state.safetensors" if context.folder and not one_by_one else None
+    path = context.folder / "state.safetensors" if context.folder else None
     if path is not None and (state := load_state(path)) is not None:
-        coverage = state[0]["coverage"].to(reasoner.device)
-        meta = state[1]
-        transitions, done, history = meta["transitions"], meta["done"], meta["history"]
-        votes = {(x, y): n for x, y, n in meta["votes"]}
+        try:
+            coverage, votes = _checked(*state, reasoner)
+            transitions, done, history = (state[1][key] for key in ("transitions", "done", "history"))
+            if one_by_one:
+                reasoner.load_state_dict({k.removeprefix("model."): x for k, x in state[0].items() if k != "coverage"})
+        except (*READ_ERRORS, RuntimeError) as error:
+            raise unreadable(path, " ".join(str(error).split())[:200]) from None
     with progress_bar("search", config.rounds, context.trainer.progress) as bar:
         while done < config.rounds:
             size = min(chunk, config.rounds - done)
@@ -161,20 +166,39 @@ def search(
                     votes[edge] = votes.get(edge, 0) + 1
             transitions, done = transitions + cost, done + size
             edges = _accepted(votes, config.min_votes)
-            if on_round is not None and len(edges):
+            if on_round is not None and len(edges) > len(known):
                 transitions += on_round(edges)
             line: dict[str, float] = {"step": done, "transitions": transitions, "edges": len(edges)}
             history.append(line)
             if context.report is not None:
                 context.report(line)
             if path is not None:
+                model = {f"model.{key}": x for key, x in reasoner.state_dict().items()} if one_by_one else {}
                 meta = {"transitions": transitions, "done": done, "history": history}
-                save_state(path, {"coverage": coverage}, {**meta, "votes": [[*edge, n] for edge, n in votes.items()]})
+                meta["votes"] = [[*edge, n] for edge, n in votes.items()]
+                save_state(path, {"coverage": coverage, **model}, meta)
             bar.update(done, f"{len(edges)} hard steps")
     edges = _accepted(votes, config.min_votes)
     return SearchResult(
         edges, torch.tensor([votes[x, y] for x, y in edges.tolist()], dtype=torch.int64), transitions, history
     )
+
+
+def _checked(
+    tensors: dict[str, Tensor], meta: dict[str, Any], reasoner: Reasoner
+) -> tuple[Tensor, dict[tuple[int, int], int]]:
+    """(coverage (N,), votes) of a saved state; `ValueError` unless they are of a search on `reasoner`."""
+    n, coverage, votes = reasoner.n_states, tensors["coverage"], {(x, y): v for x, y, v in meta["votes"]}
+    if coverage.shape != (n,) or coverage.dtype != torch.int64:
+        raise ValueError(f"it covers {len(coverage)} states, and there are {n}")
+    numbers = [number for edge in votes for number in edge]
+    if not all(isinstance(x, int) and 0 <= x < n for x in numbers):
+        raise ValueError(f"it votes for a step outside the states 0 .. {n - 1}")
+    if not all(isinstance(x, int) and 0 <= x < 2**63 for x in (*votes.values(), meta["transitions"], meta["done"])):
+        raise ValueError("it holds a count that is none")
+    if not all(bool(x.isfinite().all()) for x in tensors.values()):
+        raise ValueError("it holds a weight that is not finite")
+    return coverage.to(reasoner.device), votes
 
 
 def _accepted(votes: dict[tuple[int, int], int], min_votes: int) -> Tensor:

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse as sp
 
 from mcot_torch.chains.elimination import (
-    Blocks,
     Kernel,
     States,
     UnreachableError,
@@ -28,12 +27,11 @@ from mcot_torch.chains.elimination import (
     as_states,
     block,
     dense,
-    gth_solve,
     implied_diagonal,
     reachable,
     row_sums,
-    solve,
 )
+from mcot_torch.chains.sparse import green_diagonal, solve
 from mcot_torch.chains.stationary import stochastic_complement
 from mcot_torch.errors import InputError
 
@@ -173,11 +171,7 @@ def escape_probabilities(P: Kernel, target: States, clusters: Clusters = None, n
     labels = as_labels(clusters, n, rest)
     escape = np.full(n, np.nan)
     try:
-        blocks = None if labels is None else Blocks.cut(inside, labels)
-        if blocks is None:
-            visits = np.diagonal(gth_solve(dense(inside), exits, np.eye(len(rest))))
-        else:
-            visits = blocks.green_diagonal(exits)
+        visits = green_diagonal(inside, exits, labels)
     except UnreachableError:
         raise _unreachable(P, A, names) from None
     escape[rest] = 1.0 / visits

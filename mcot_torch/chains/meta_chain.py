@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse as sp
 
-from mcot_torch.chains.elimination import Blocks, Kernel, as_kernel
-from mcot_torch.chains.hitting import escape_probabilities
+from mcot_torch.chains.elimination import Kernel, as_kernel
+from mcot_torch.chains.sparse import escapes_to
 from mcot_torch.chains.stationary import stationary_law
 from mcot_torch.errors import InputError
 
@@ -58,15 +58,9 @@ def meta_chain(graph: MetastableGraph) -> Array:
         (K, K) float64, [k, l] = q*(C_l|C_k).
     """
     weight = cluster_laws(graph) ** 2
-    P, labels, n_clusters = graph.to_scipy(), graph.clusters, graph.n_clusters
+    labels, n_clusters = graph.clusters, graph.n_clusters
     q = np.zeros((n_clusters, n_clusters))
-    blocks = Blocks.cut(P, labels)
-    green = None if blocks is None else blocks.local_green(np.zeros(graph.n_states))
-    for cluster in range(n_clusters):
-        if blocks is None or green is None:
-            escape = np.nan_to_num(escape_probabilities(P, labels == cluster), nan=0.0)
-        else:
-            escape = blocks.escape_to(cluster, *green)
+    for cluster, escape in enumerate(escapes_to(graph.to_scipy(), labels)):
         q[:, cluster] = np.bincount(labels, weight * escape, minlength=n_clusters)
     return _complete(q)
 
@@ -94,11 +88,9 @@ def pair_kernel(P: Kernel, labels: NDArray[np.integer], n_clusters: int) -> Arra
         )
     law = stationary_law(P, labels)
     member = sp.csr_array((np.ones(len(labels)), (np.arange(len(labels)), labels)), shape=(len(labels), n_clusters))
-    into = P @ member
-    into = into.toarray() if sp.issparse(into) else np.asarray(into)
-    flow = member.T @ (law[:, None] * into)
+    flow = member.T @ (sp.diags_array(law) @ (sp.csr_array(P) @ member))
     mass = np.bincount(labels, law, minlength=n_clusters)
-    return _complete(flow / np.where(mass > 0, mass, 1.0)[:, None])
+    return _complete(flow.toarray() / np.where(mass > 0, mass, 1.0)[:, None])
 
 
 def rescale(q: Array, beta: float) -> Array:

@@ -17,7 +17,6 @@ from scipy.linalg import eigvalsh
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.chains.elimination import (
-    Blocks,
     Kernel,
     States,
     UnreachableError,
@@ -30,8 +29,8 @@ from mcot_torch.chains.elimination import (
     implied_diagonal,
     off_diagonal,
     row_sums,
-    solve,
 )
+from mcot_torch.chains.sparse import invariant_weights, solve
 from mcot_torch.errors import InputError
 
 __all__ = ["pseudo_spectral_gap", "spectral_gap", "stationary_law", "stochastic_complement", "time_reversal"]
@@ -73,17 +72,12 @@ def stationary_law(P: Kernel, clusters: Clusters = None) -> Array:
             )
         recurrent = np.flatnonzero(labels == closed[0])
         P = block(P, recurrent, recurrent)
-    clusters = as_labels(clusters, n, recurrent)
     law = np.zeros(n)
-    blocks = None if clusters is None or len(recurrent) == 1 else Blocks.cut(P, clusters)
     try:
-        if blocks is None or len(blocks.portals) == 0:
-            law[recurrent] = _gth_law(np.array(dense(P)))
-        else:
-            law[recurrent] = blocks.stationary(_gth_law)
+        law[recurrent] = invariant_weights(P, _gth_law, as_labels(clusters, n, recurrent))
     except UnreachableError:
         raise InputError("the probabilities are so small that their products underflow to 0; rescale them") from None
-    return law
+    return law / law.sum()
 
 
 def _gth_law(A: Array) -> Array:

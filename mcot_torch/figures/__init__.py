@@ -7,11 +7,13 @@ that colour-blind readers can tell apart (Okabe and Ito). The same data give the
 Nothing is computed here but layouts, empirical survival and the pair kernel q° beside the graph.
 """
 
+from mcot_torch.figures.compare import compare_figure
 from mcot_torch.figures.graph import graph_figure
 from mcot_torch.figures.results import (
     empirical_survival,
     hitting_time_figure,
     kernel_figure,
+    stairs,
     survival_figure,
 )
 from mcot_torch.figures.style import MODEL_COLOURS, model_colour, save
@@ -19,12 +21,14 @@ from mcot_torch.figures.training import training_figure
 
 __all__ = [
     "MODEL_COLOURS",
+    "compare_figure",
     "empirical_survival",
     "graph_figure",
     "hitting_time_figure",
     "kernel_figure",
     "model_colour",
     "save",
+    "stairs",
     "survival_figure",
     "training_figure",
 ]

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
-from numpy.typing import ArrayLike, NDArray
-from scipy import sparse as sp
-from scipy.sparse.csgraph import shortest_path
+from numpy.typing import ArrayLike
 
 from mcot_torch.chains import pair_kernel
+from mcot_torch.figures.layout import bent, easy_pairs, ring, start_clusters, state_spots
 from mcot_torch.figures.style import (
     BLACK,
     BLUE,
@@ -81,7 +80,7 @@ def graph_figure(graph: MetastableGraph, found_edges: ArrayLike | None = None, t
         ((side + 0.1) / WIDTH, (height - caption - meta_side) / height, meta_side / WIDTH, meta_side / height)
     )
 
-    centres, radius = _ring(k)
+    centres, radius = ring(k)
     limit = 1.0 + radius + 0.2
     scale = side * 72 / (2 * limit)  # points a unit
     dot = min(13.0 if numbered else 4.5, 1.1 * radius * scale / graph.cluster_size**0.5)
@@ -93,7 +92,7 @@ def graph_figure(graph: MetastableGraph, found_edges: ArrayLike | None = None, t
         groups = {_FOUND: sorted(hard & found), _MISSED: sorted(hard - found), _FALSE: sorted(found - hard)}
     steps = np.array(sorted(set().union(*groups.values())), dtype=np.int64).reshape(-1, 2)
     with_dots = dot >= 1.2
-    spots = _state_spots(graph, centres, radius - 0.7 * dot / scale, steps, with_dots)
+    spots = state_spots(graph, centres, radius - 0.7 * dot / scale, steps, with_dots)
 
     omitted = _draw_clusters(axes, graph, spots, centres, radius, dot, task)
     width = float(np.clip(20 / k, 0.5, 1.4)) * min(1.0, (400 / max(len(steps), 1)) ** 0.5)
@@ -134,86 +133,21 @@ def graph_figure(graph: MetastableGraph, found_edges: ArrayLike | None = None, t
     return figure
 
 
-def _ring(k: int) -> tuple[Array, float]:
-    """(k, 2) centres on the unit circle, clockwise from the top (two side by side), and the radius of the blobs."""
-    angle = np.pi / 2 - 2 * np.pi * np.arange(k) / k + (np.pi / 2 if k == 2 else 0.0)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1), min(0.6, 0.8 * float(np.sin(np.pi / k)))
-
-
 def _frame(axes: Axes, limit: float) -> None:
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes.set_axis_off()
-
-
-def _state_spots(
-    graph: MetastableGraph, centres: Array, radius: float, steps: NDArray[np.int64], inside: bool
-) -> Array:
-    """(N, 2) where the states lie; without `inside` only the ends of `steps` are placed with care."""
-    labels = graph.clusters
-    spots = centres[labels].copy()
-    towards = centres[labels[steps[:, ::-1]]] - centres[labels[steps]]  # (n, 2 ends, 2)
-    towards /= np.maximum(np.linalg.norm(towards, axis=2, keepdims=True), 1e-9)
-    if not inside:
-        spots[steps[:, 0]] += 0.9 * radius * towards[:, 0]
-        return spots
-    for cluster in range(graph.n_clusters):
-        members = graph.members(cluster)
-        layout = _layout(graph, members)
-        ends = labels[steps] == cluster
-        local = layout[np.searchsorted(members, steps[ends])]
-        spots[members] += radius * _turned(layout, local, towards[ends])
-    return spots
-
-
-def _layout(graph: MetastableGraph, members: NDArray[np.int64]) -> Array:
-    """(m, 2) states of one cluster in the unit disc, by stress majorisation of their distances along easy steps."""
-    m = len(members)
-    if m == 1:
-        return np.zeros((1, 2))
-    angle = 2 * np.pi * np.arange(m) / m
-    circle = np.stack([np.sin(angle), np.cos(angle)], axis=1)
-    block = graph.to_scipy()[members][:, members]
-    distance = shortest_path(sp.csr_array(block > 0), directed=False, unweighted=True)
-    distance = np.where(np.isfinite(distance), distance, m)
-    if distance[~np.eye(m, dtype=bool)].max() == 1:  # complete: no distances to show
-        return circle
-    centred = distance**2 - (distance**2).mean(0) - (distance**2).mean(1, keepdims=True) + (distance**2).mean()
-    values, vectors = np.linalg.eigh(-0.5 * centred)
-    spots = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 0.0)) + 1e-3 * circle
-    for _ in range(60):  # SMACOF: the Guttman transform of de Leeuw
-        apart = np.linalg.norm(spots[:, None] - spots[None], axis=2)
-        pull = -distance / np.where(apart > 1e-9, apart, np.inf)
-        np.fill_diagonal(pull, 0.0)
-        np.fill_diagonal(pull, -pull.sum(1))
-        spots = pull @ spots / m
-    spots -= (spots.max(0) + spots.min(0)) / 2
-    return spots / np.linalg.norm(spots, axis=1).max()
-
-
-def _turned(layout: Array, ends: Array, towards: Array) -> Array:
-    """The layout rotated, and mirrored if that helps, so that the ends of hard steps face where these go."""
-    best, turned = -np.inf, layout
-    for mirror in (np.array([1.0, 1.0]), np.array([-1.0, 1.0])):
-        p = ends * mirror
-        dot, cross = float((p * towards).sum()), float((p[:, 0] * towards[:, 1] - p[:, 1] * towards[:, 0]).sum())
-        if np.hypot(dot, cross) > best + 1e-9:
-            best, angle = np.hypot(dot, cross), np.arctan2(cross, dot)
-            c, s = np.cos(angle), np.sin(angle)
-            turned = layout * mirror @ np.array([[c, s], [-s, c]])
-    return turned
 
 
 def _draw_clusters(
     axes: Axes, graph: MetastableGraph, spots: Array, centres: Array, radius: float, dot: float, task: Task | None
 ) -> str:
     """Blobs, easy steps and states; returns what the caption must say about what was left out."""
-    starts = _start_clusters(graph, task)
+    starts = start_clusters(graph, task)
     faces = ["#fbe8c3" if k in starts else "#eef2f5" for k in range(graph.n_clusters)]
     rims = [ORANGE if k in starts else LIGHT for k in range(graph.n_clusters)]
     blobs = [Circle((x, y), radius) for x, y in centres]
     axes.add_collection(PatchCollection(blobs, facecolors=faces, edgecolors=rims, linewidths=1.2, zorder=1))
-    easy = ~graph.hard & (graph.sources != graph.indices)
-    pairs = np.unique(np.sort(np.stack([graph.sources[easy], graph.indices[easy]], axis=1), axis=1), axis=0)
+    pairs = easy_pairs(graph)
     if dot < 1.2:
         return f"Not drawn: {graph.n_states:,} states and their easy steps."
     options: dict[str, Any] = {"linewidths": 0.6, "edgecolors": GREY, "zorder": 5}
@@ -222,12 +156,6 @@ def _draw_clusters(
         return "Easy steps are not drawn."
     axes.add_collection(LineCollection(list(spots[pairs]), linewidths=0.5, colors="#a9b2ba", zorder=3))
     return ""
-
-
-def _start_clusters(graph: MetastableGraph, task: Task | None) -> set[int]:
-    """Clusters in which a task may start; none where it may start in all of them."""
-    inside = set() if task is None else set(graph.clusters[task.start > 0].tolist())
-    return inside if len(inside) < graph.n_clusters else set()
 
 
 def _mark_states(
@@ -252,25 +180,11 @@ def _mark_states(
 
 
 def _arrows(axes: Axes, tails: Array, heads: Array, widths: Array, kind: _Kind, scale: float, gap: float) -> None:
-    """Bent arrows as two collections; widths and the gap at both ends in points, `scale` points a unit.
-
-    Clockwise steps bend into the ring of clusters and the others out of it, short ones more: so they keep apart.
-    """
-    span = heads - tails
-    length = np.maximum(np.linalg.norm(span, axis=1), 1e-9) * scale  # points
-    bend = 0.16 + 0.8 * np.maximum(0.0, 1.0 - 2.5 * length[:, None] / scale)
-    control = (tails + heads) / 2 + bend * np.stack([span[:, 1], -span[:, 0]], axis=1)
-    tip_size = np.minimum(2.5 + 1.9 * widths, 0.4 * length)
-    end = 1 - np.minimum(gap / length, 0.25)
-    begin = 1 - end
-    neck = np.maximum(end - tip_size / length, begin)
-
-    def at(t: Array) -> Array:
-        t = t[..., None]
-        return (1 - t) ** 2 * tails + 2 * t * (1 - t) * control + t**2 * heads
-
-    curve = at(begin + np.linspace(0, 1, 20)[:, None] * (neck - begin)).transpose(1, 0, 2)  # (n, 20, 2)
-    tip, base = at(end), at(neck)
+    """Bent arrows as two collections; widths and the gap at both ends in points, `scale` points a unit."""
+    arrows = bent(tails, heads, widths, scale, gap)
+    begin, neck = arrows.begin, arrows.neck
+    curve = arrows.at(begin + np.linspace(0, 1, 20)[:, None] * (neck - begin)).transpose(1, 0, 2)  # (n, 20, 2)
+    tip, base = arrows.at(arrows.end), arrows.at(neck)
     across = np.stack([base[:, 1] - tip[:, 1], tip[:, 0] - base[:, 0]], axis=1) * 0.42
     options = {"linewidths": widths, "colors": kind.colour, "linestyles": [kind.style], "capstyle": "butt"}
     alpha = float(np.clip(400 / len(tails), 0.25, 1.0))
@@ -296,7 +210,7 @@ def _draw_meta_chain(axes: Axes, graph: MetastableGraph, side: float) -> float:
     np.fill_diagonal(q, 0.0)
     largest = float(q.max())
     pairs = np.argwhere(q > 0)
-    centres, radius = _ring(k)
+    centres, radius = ring(k)
     radius = min(0.5 * radius, 0.16)
     limit = 1.0 + (radius + 0.06 if k <= 16 else 0.25)
     scale = side * 72 / (2 * limit)
@@ -333,7 +247,7 @@ def _graph_legend(
     if (graph.entries >= 0).any():
         handles.append(marker("D", "white", "entry state of a cluster"))
     if task is not None:
-        if _start_clusters(graph, task):
+        if start_clusters(graph, task):
             handles.append(marker("o", "#fbe8c3", "start cluster", 10, ORANGE))
         if np.count_nonzero(task.start) <= _MARKED:
             handles.append(marker("o" if graph.n_states <= _NUMBERED else "^", ORANGE, "start state", 7))

@@ -27,7 +27,7 @@ from mcot_torch.figures.style import (
     plain,
 )
 
-__all__ = ["empirical_survival", "hitting_time_figure", "kernel_figure", "survival_figure"]
+__all__ = ["empirical_survival", "hitting_time_figure", "kernel_figure", "stairs", "survival_figure"]
 
 _FLOOR = 1e-6  # of the colours of a kernel
 _CELLS = 320  # most cells of a row of kernels
@@ -226,7 +226,7 @@ def survival_figure(curves: Mapping[str, Row]) -> Figure:
         if row.get("exact") is not None and row.get("times") is not None:
             times, exact = np.asarray(row["times"], float), np.asarray(row["exact"], float)
             keep = times >= 1
-            axes.plot(*_stairs(times[keep], exact[keep]), color=colour, lw=2.0, zorder=3, label=name)
+            axes.plot(*stairs(times[keep], exact[keep]), color=colour, lw=2.0, zorder=3, label=name)
             latest = max(latest, float(times.max(initial=1)))
         if row.get("sampled") is not None and len(row["sampled"]):
             t, alive, half = empirical_survival(row["sampled"], row.get("horizon"))
@@ -249,7 +249,7 @@ def survival_figure(curves: Mapping[str, Row]) -> Figure:
     return figure
 
 
-def _stairs(times: Array, values: Array) -> tuple[Array, Array]:
+def stairs(times: Array, values: Array) -> tuple[Array, Array]:
     """Steps where the times are consecutive, a line where they are not."""
     i = np.flatnonzero(np.diff(times) == 1)
     return np.insert(times, i + 1, times[i + 1]), np.insert(values, i + 1, values[i])

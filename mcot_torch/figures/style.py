@@ -11,7 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+
+from mcot_torch.saving import whole_file
 
 __all__ = [
     "BLACK",
@@ -31,9 +34,11 @@ __all__ = [
     "WIDTH",
     "Array",
     "Row",
+    "few_decades",
     "model_colour",
     "plain",
     "save",
+    "thousands",
 ]
 
 Array = NDArray[np.float64]
@@ -56,13 +61,10 @@ def model_colour(name: str) -> str:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG without metadata; the name appears only when the file is whole."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
+    with whole_file(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a state name in a script that the font lacks
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-    temporary.replace(path)
     return path
 
 
@@ -72,3 +74,21 @@ def plain(axes: Axes, grid: str = "both") -> None:
     axes.grid(axis=grid, color="#e4e4e4", lw=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=max(SMALL, 8))
+
+
+def few_decades(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis: a decade each, or 1, 2 and 5 of each where they are few."""
+    low, high = axes.get_ylim()
+    if high / low < 50:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def thousands(value: float, _: Any) -> str:
+    """1500000 as 1.5M, 2000 as 2k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            unit = 1e3 if letter == "k" else size
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from mcot_torch.figures.style import (
     BLACK,
@@ -24,7 +24,9 @@ from mcot_torch.figures.style import (
     WIDTH,
     Array,
     Row,
+    few_decades,
     plain,
+    thousands,
 )
 
 __all__ = ["training_figure"]
@@ -144,27 +146,15 @@ def _finish_panel(axes: Axes, panel: _Panel, xy: Array) -> None:
     axes.set_ylabel(panel.ylabel, fontsize=SMALL)
     plain(axes)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
     if panel.log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         low = max(low, 1e-6 * high)  # what is smaller still would press the rest together
         axes.set_ylim(low, high)
-        if high / low < 50:  # few decades: ticks within them
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        few_decades(axes)
     elif panel.ylabel.startswith("share"):
         axes.set_ylim(min(0.0, xy[:, 1].min()), 1.05)
         axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     if len(axes.lines) > 1:
         axes.legend(fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0.2, handlelength=1.4, labelspacing=0.25)
-
-
-def _thousands(value: float, _: Any) -> str:
-    """1500000 as 1.5M, 2000 as 2k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            unit = 1e3 if letter == "k" else size
-            return f"{value / unit:g}{letter}"
-    return f"{value:g}"

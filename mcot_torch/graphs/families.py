@@ -17,10 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse as sp
-from scipy.sparse.csgraph import connected_components, shortest_path
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.regular import disjoint_union, random_regular_edges, regular_together, switch
 
 __all__ = ["CLUSTERS", "ENTRIES", "SHAPES", "Cluster", "Entries", "Shape", "clustered_graph", "random_regular_edges"]
 
@@ -30,8 +31,6 @@ Entries = Literal["single", "free"]
 SHAPES: tuple[str, ...] = get_args(Shape)
 CLUSTERS: tuple[str, ...] = get_args(Cluster)
 ENTRIES: tuple[str, ...] = get_args(Entries)
-
-_SWITCHES_PER_EDGE = 10
 
 
 def clustered_graph(
@@ -81,16 +80,14 @@ def clustered_graph(
     n_sources = _number_of_sources(n_slots, n_out, d_out, cluster_size)
     slot_weights = _slot_weights(weights, n_slots)
 
-    dense_sources, dense_targets, exits, arrivals = [], [], [], []
-    for k in range(n_clusters):
-        pairs = _cluster_edges(cluster, cluster_size, degree, rng) + k * cluster_size
-        dense_sources.append(np.concatenate([pairs[:, 0], pairs[:, 1]]))
-        dense_targets.append(np.concatenate([pairs[:, 1], pairs[:, 0]]))
-        order = _by_distance(pairs - k * cluster_size, cluster_size, rng) + k * cluster_size
-        exits.append(order[1 : n_sources + 1])
-        others = np.delete(order, np.s_[1 : n_sources + 1])
-        arrivals.append(others[:1] if entries == "single" else rng.permutation(others))
-    source, target = np.concatenate(dense_sources), np.concatenate(dense_targets)
+    pairs, shuffled, chosen = _insides(cluster, n_clusters, cluster_size, degree, n_sources, entries, rng)
+    order = _by_distance(pairs, shuffled)  # (K, M)
+    exits = order[:, 1 : n_sources + 1]
+    arrivals = np.take_along_axis(np.delete(order, np.s_[1 : n_sources + 1], axis=1), chosen, axis=1)
+    first = np.arange(n_clusters) * cluster_size
+    exits, arrivals, pairs = exits + first[:, None], arrivals + first[:, None], pairs + first[:, None, None]
+    one, other = pairs.reshape(-1, 2).T
+    source, target = np.concatenate([one, other]), np.concatenate([other, one])
     probability = 1.0 / np.bincount(source)[source]
 
     arrived = np.zeros(n_clusters, dtype=np.int64)
@@ -166,7 +163,7 @@ def _random_digraph(n: int, degree: int, rng: np.random.Generator) -> list[list[
         return [[after[i]] for i in range(n)]
     edges = [(i, (i + j) % n) for i in range(n) for j in range(1, degree + 1)]
     while True:
-        _switch(edges, rng, directed=True)
+        switch(edges, rng, directed=True)
         tails, heads = np.array(edges).T
         graph = sp.csr_array((np.ones(len(edges)), (tails, heads)), shape=(n, n))
         # with in-degree = out-degree weakly connected is strongly connected
@@ -189,68 +186,42 @@ def _cluster_edges(cluster: str, size: int, degree: int, rng: np.random.Generato
     return random_regular_edges(size, degree, rng)
 
 
-def _by_distance(pairs: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The states 0 .. size - 1 by distance from a random one, which comes first; equal distances in random order."""
-    shuffled = rng.permutation(size)
-    graph = sp.csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    distance = shortest_path(graph, directed=False, unweighted=True, indices=int(shuffled[0]))
-    return shuffled[np.argsort(distance[shuffled], kind="stable")]
+def _insides(
+    cluster: str, n_clusters: int, size: int, degree: int, n_sources: int, entries: str, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """What is random inside the clusters, drawn in the order of one cluster after another.
 
-
-def random_regular_edges(n: int, degree: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(n·degree / 2, 2) edges of a random simple connected regular graph, not bipartite if degree > 2.
-
-    Switch chain: from the circulant graph, ten times the number of edges, two random edges ab, cd become ad, cb where
-    that leaves the graph simple. A bipartite cluster would have period 2 and no pseudo-spectral gap (A1 fails).
-
-    Raises:
-        InputError: no such graph: degree outside 1 .. n - 1, n·degree odd, or degree 1 with n > 2.
+    Returns:
+        edges (K, n_edges, 2) in local numbers; shuffled states (K, M); which of the states that are no sources hard
+        steps may enter (K, 1 or M - n_sources).
     """
-    if not 1 <= degree <= n - 1:
-        raise InputError(f"degree is {degree}; with cluster_size {n} it must lie in 1 .. {n - 1}")
-    if n * degree % 2:
-        raise InputError(
-            f"degree is {degree} and cluster_size {n}: no regular graph has an odd number of edge ends; make one of them even"
-        )
-    if degree == 1 and n > 2:
-        raise InputError(f"degree is 1; a cluster of {n} states with it is not connected: use 2 or more")
-    if degree == 1:
-        return np.array([[0, 1]])
-    if degree == 2:  # connected means one cycle; the switch chain would split it
-        cycle = rng.permutation(n)
-        return np.stack([cycle, np.roll(cycle, -1)], axis=1)
-    edges = [(i, (i + j) % n) for j in range(1, degree // 2 + 1) for i in range(n)]
-    if degree % 2:
-        edges += [(i, i + n // 2) for i in range(n // 2)]
-    while True:
-        _switch(edges, rng, directed=False)
-        pairs = np.array(edges, dtype=np.int64)
-        # the double cover is connected if and only if the graph is connected and not bipartite
-        rows, columns = np.concatenate([pairs, pairs[:, ::-1]]).T
-        cover = sp.csr_array((np.ones(2 * len(pairs)), (rows, columns + n)), shape=(2 * n, 2 * n))
-        if connected_components(cover, directed=False)[0] == 1:
-            return pairs
+    edges: list[NDArray[np.int64]] = []
+    drawn: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+
+    def draw() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shuffled = rng.permutation(size)
+        return shuffled, rng.permutation(size - n_sources) if entries == "free" else np.zeros(1, dtype=np.int64)
+
+    while len(edges) < n_clusters:
+        if cluster == "random_regular" and degree > 2:
+            some, more = regular_together(n_clusters - len(edges), size, degree, rng, draw)
+            edges, drawn = edges + some, drawn + more
+        else:
+            edges.append(_cluster_edges(cluster, size, degree, rng))
+            drawn.append(draw())
+    shuffled, chosen = zip(*drawn, strict=True)
+    return np.array(edges), np.array(shuffled), np.array(chosen)
 
 
-def _switch(edges: list[tuple[int, int]], rng: np.random.Generator, directed: bool) -> None:
-    """Randomise a simple (di)graph in place, keeping every degree: ab, cd -> ad, cb wherever that stays simple."""
-    present = set(edges) if directed else {(min(e), max(e)) for e in edges}
-    picks = rng.integers(len(edges), size=(_SWITCHES_PER_EDGE * len(edges), 2))
-    flips = rng.random(len(picks)) < 0.5
-    for (i, j), flip in zip(picks.tolist(), flips.tolist(), strict=True):
-        (a, b), (c, d) = edges[i], edges[j]
-        if flip and not directed:
-            c, d = d, c
-        if a == d or c == b or i == j:
-            continue
-        old, new = ((a, b), (c, d)), ((a, d), (c, b))
-        if not directed:
-            old, new = (((min(p), max(p)), (min(q), max(q))) for p, q in (old, new))
-        if new[0] in present or new[1] in present:
-            continue
-        present.difference_update(old)
-        present.update(new)
-        edges[i], edges[j] = new
+def _by_distance(pairs: NDArray[np.int64], shuffled: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K, M) states of each cluster by distance from the first of its shuffled ones (K, M), equal distances in that order."""
+    n_clusters, size = shuffled.shape
+    first = np.arange(n_clusters)[:, None] * size
+    graph = disjoint_union(pairs, size)
+    # the clusters are not joined, so that the nearest of all first states is one's own
+    distance = dijkstra(graph, directed=False, unweighted=True, indices=(shuffled + first)[:, 0], min_only=True)
+    rank = np.argsort(distance[shuffled + first], axis=1, kind="stable")
+    return np.take_along_axis(shuffled, rank, axis=1)
 
 
 # ---- domains --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.saving import whole_file
 
 __all__ = ["find_threshold", "read_edge_list", "write_edge_list"]
 
@@ -255,10 +256,8 @@ def _numbering(called: Sequence[str]) -> list[str]:
 
 def _write(path: Path, rows: Sequence[tuple[str, ...]]) -> None:
     delimiter = _DELIMITERS.get(path.suffix.lower(), ",")
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    temporary.replace(path)
 
 
 # ---- clusters -------------------------------------------------------------------------------------------------------

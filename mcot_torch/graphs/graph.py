@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
+from mcot_torch.saving import read_arrays, whole_file
 
 __all__ = ["MetastableGraph"]
 
@@ -33,6 +33,12 @@ _ARRAYS = {
     "entries": np.int64,
     "epsilon": np.float64,
 }
+_MOST_BYTES = {  # of a file: 2 million states, 50 million edges
+    **dict.fromkeys(("indptr", "clusters", "entries"), 2**24),
+    **dict.fromkeys(("indices", "weights", "hard"), 400_001_000),
+    "epsilon": 1000,
+}
+_MOST_BYTES_OF_NAMES = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +173,13 @@ class MetastableGraph:
 
     def members(self, cluster: int) -> NDArray[np.int64]:
         """The states of one cluster, ascending."""
-        return np.flatnonzero(self.clusters == cluster)
+        order, first = self._by_cluster
+        return order[first[cluster] : first[cluster + 1]]
+
+    @cached_property
+    def _by_cluster(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(N,) the states, cluster by cluster, ascending, and (K + 1,) where each cluster begins in them."""
+        return np.argsort(self.clusters, kind="stable"), np.concatenate([[0], np.cumsum(self.cluster_sizes)])
 
     def kernel(self) -> NDArray[np.float64]:
         """(N, N) p^ε as a dense array."""
@@ -328,42 +340,34 @@ class MetastableGraph:
 
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz (no pickle); the name appears only when the file is whole."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         arrays: dict[str, NDArray[Any]] = {
             key: np.asarray(getattr(self, key), dtype=dtype) for key, dtype in _ARRAYS.items()
         }
         if self.names is not None:
             arrays["names"] = np.array(self.names, dtype=np.str_)
-        with open(temporary, "wb") as file:
+        with whole_file(Path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> MetastableGraph:
         """Read what `save` wrote and validate it; `InputError` names the file and what is wrong."""
-        try:
-            if Path(path).is_file() and not is_zipfile(path):
-                raise InputError(f"{path}: not a readable graph file (not an .npz archive)")
-            with np.load(path, allow_pickle=False) as file:
-                missing = [key for key in _ARRAYS if key not in file.files]
-                if missing:
-                    raise InputError(f"{path}: not a graph file, {', '.join(missing)} missing")
-                arrays = {key: file[key] for key in _ARRAYS}
-                names = tuple(str(name) for name in file["names"]) if "names" in file.files else None
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such graph file") from None
-        except InputError:
-            raise
-        except Exception as error:  # a damaged archive raises half a dozen kinds, zlib's and zipfile's own among them
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(f"{path}: not a readable graph file ({reason})") from None
+        arrays = read_arrays(Path(path), {**_MOST_BYTES, "names": _MOST_BYTES_OF_NAMES})
+        missing = [key for key in _ARRAYS if key not in arrays]
+        if missing:
+            raise InputError(f"{path}: not a graph file, {', '.join(missing)} missing")
+        called = arrays.pop("names", None)
+        if called is not None and (called.dtype.kind != "U" or called.ndim != 1):
+            raise InputError(
+                f"{path}: not a readable graph file (names has dtype {called.dtype} and {called.ndim} axes)"
+            )
+        names = None if called is None else tuple(called.tolist())
         for key, dtype in _ARRAYS.items():
             if arrays[key].dtype != dtype or arrays[key].ndim != (0 if key == "epsilon" else 1):
                 raise InputError(
                     f"{path}: {key} has dtype {arrays[key].dtype} and {arrays[key].ndim} axes; expected {np.dtype(dtype)}"
                 )
-        graph = cls(**{**arrays, "epsilon": float(arrays["epsilon"])}, names=names)
+        epsilon = float(arrays.pop("epsilon"))
+        graph = cls(**arrays, epsilon=epsilon, names=names)
         try:
             graph.validate()
         except InputError as error:

@@ -64,6 +64,7 @@ def graph_features(units: LiftedUnits, graph: MetastableGraph, radius: float | N
             for pairs, sign in ((ends, 1.0), (twins, -1.0)):
                 if any((x, y) in shown or (y, x) in shown for x, y in pairs):
                     told[k, e] = sign
+                    break  # e_k joins the lanes beside the parallel edge a u, and is no crossing of it
     return told
 
 

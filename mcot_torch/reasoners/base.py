@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mcot_torch.errors import InputError
+from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
 __all__ = ["Policy", "Reasoner", "load_reasoner"]
@@ -30,6 +29,13 @@ Policy = Callable[[Tensor, Tensor], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
 
 _ROWS = 4096  # states a forward pass when a kernel is computed
+_LARGEST_SIZE, _LARGEST_WINDOW = 2_000_000, 65_536  # of a model that is read from a file
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}  # as safetensors calls them
 
 
 class Reasoner(nn.Module, ABC):
@@ -173,44 +179,57 @@ class Reasoner(nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and model.json, each under a temporary name first."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors.tmp")
-        (folder / "model.json.tmp").write_text(json.dumps({"kind": self.kind, **self.settings()}, indent=2))  # type: ignore[attr-defined]
-        for name in ("model.safetensors", "model.json"):
-            (folder / (name + ".tmp")).replace(folder / name)
+        save_tensors(Path(folder) / "model.safetensors", self.state_dict())
+        write_text(Path(folder) / "model.json", json.dumps({"kind": self.kind, **self.settings()}, indent=2))  # type: ignore[attr-defined]
+
+    def check_buffers(self) -> str | None:
+        """What is wrong with loaded buffers whose values must lie in a range, or None."""
+        return None if bool(self.support.any(-1).all()) else "leaves a state without any supported step"
 
 
 def load_reasoner(folder: str | Path, device: torch.device | str = "cpu") -> Reasoner:
-    """Read what `Reasoner.save` wrote; `InputError` names the file and what is wrong. Nothing is unpickled."""
+    """Read what `Reasoner.save` wrote; `InputError` names the file and what is wrong.
+
+    Nothing is unpickled, and nothing is allocated before the shapes and dtypes in the header of model.safetensors are known
+    to be those of the model that model.json describes.
+    """
     folder = Path(folder)
+    settings = read_json(folder / "model.json")
     try:
-        settings = json.loads((folder / "model.json").read_text())
-        model = Reasoner.kinds[settings.pop("kind")](**settings)
-        tensors = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no model here ({Path(error.filename or folder).name} is missing)") from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        OSError,
-        SafetensorError,
-    ) as error:
+        found = tensor_shapes(folder / "model.safetensors")
+        _check_settings(settings, len(found))
+        with torch.device("meta"):
+            expected = {key: (tuple(x.shape), _DTYPES[x.dtype]) for key, x in _build(settings).state_dict().items()}
+        if expected != found:
+            key = next(iter(k for k in {**expected, **found} if expected.get(k) != found.get(k)))
+            raise InputError(f"{folder}: model.safetensors does not fit model.json at {key}")
+        model, (tensors, _) = _build(settings), read_tensors(folder / "model.safetensors")
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no model here (model.safetensors is missing)") from None
+    except InputError as error:
+        raise error if str(error).startswith(str(folder)) else InputError(f"{folder}: {error}") from None
+    except (*READ_ERRORS, AttributeError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{folder}: the model cannot be read ({type(error).__name__}: {error})") from None
-    expected = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
-    found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
-    if expected != found:
-        key = next(iter(k for k in {**expected, **found} if expected.get(k) != found.get(k)))
-        raise InputError(f"{folder}: model.safetensors does not fit model.json at {key}")
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"{folder}: model.safetensors holds a non-finite number in {key}")
-    if not bool(tensors["support"].any(-1).all()):
-        raise InputError(f"{folder}: model.safetensors leaves a state without any supported step")
     model.load_state_dict(tensors)
+    if wrong := model.check_buffers():
+        raise InputError(f"{folder}: model.safetensors {wrong}")
     return model.to(device)
+
+
+def _build(settings: dict[str, Any]) -> Reasoner:
+    """The model that `settings` describe, its weights not yet read."""
+    return Reasoner.kinds[settings["kind"]](**{key: value for key, value in settings.items() if key != "kind"})
+
+
+def _check_settings(settings: dict[str, Any], n_tensors: int) -> None:
+    """Sizes that no header can vouch for: a window makes tables of its own, and a layer costs time before any memory."""
+    inner = settings.get("model", settings)
+    if not isinstance(inner, dict) or inner.get("kind") == "student":
+        raise InputError("model.json describes no model")
+    for key, value in {**settings, **inner}.items():
+        most = n_tensors if key == "n_layers" else _LARGEST_WINDOW if key == "window" else _LARGEST_SIZE
+        if not isinstance(value, (str, bool, dict)) and not (isinstance(value, int) and 1 <= value <= most):
+            raise InputError(f"model.json: {key} is {str(value)[:40]}; it must be a whole number from 1 to {most:,}")

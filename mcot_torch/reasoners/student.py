@@ -51,6 +51,19 @@ class Student(Reasoner, kind="student"):
         stay = torch.nn.functional.one_hot(states, self.n_states).bool()
         return torch.where(stay, logits, logits + self.beta.to(logits.dtype))
 
+    def check_buffers(self) -> str | None:
+        """As `Reasoner.check_buffers`; a label names a cluster, a representative a state, each another one."""
+        k, n = self.n_states, len(self.labels)
+        if k > n:
+            return f"holds {k} clusters, more than the {n} states that they are made of"
+        if not (0 <= int(self.labels.min()) and int(self.labels.max()) < k):
+            return f"labels a state with a cluster outside 0 .. {k - 1}"
+        if not (0 <= int(self.representatives.min()) and int(self.representatives.max()) < n):
+            return f"names a representative outside the states 0 .. {n - 1}"
+        if len(self.representatives.unique()) < k:
+            return "names a representative twice"
+        return super().check_buffers()
+
     def settings(self) -> dict[str, Any]:
         """Constructor arguments."""
         inner = {"kind": self.model.kind, **self.model.settings()}  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
+from mcot_torch.graphs import regular
 from mcot_torch.graphs.families import CLUSTERS, SHAPES, clustered_graph, random_regular_edges
 
 
@@ -45,6 +46,21 @@ def test_random_regular_clusters_are_aperiodic():
         adjacency = np.zeros((6, 6))
         adjacency[pairs[:, 0], pairs[:, 1]] = adjacency[pairs[:, 1], pairs[:, 0]] = 1
         assert np.linalg.eigvalsh(adjacency)[0] > -3 + 1e-9
+
+
+@pytest.mark.parametrize(("n", "degree"), [(6, 3), (8, 3), (9, 4), (20, 5)])
+def test_graphs_switched_in_step_are_those_made_one_by_one(monkeypatch, n, degree):
+    # on 6 states the switched graph is often K_{3,3} and has to be switched again
+    together, one_by_one = np.random.default_rng(1), np.random.default_rng(1)
+    monkeypatch.setattr(regular, "_TOGETHER", 7 * n * n)
+    edges, drawn = [], []
+    while len(edges) < 40:
+        some, more = regular.regular_together(40 - len(edges), n, degree, together, lambda: together.random())
+        assert len(some) == len(more) <= 7
+        edges, drawn = edges + some, drawn + more
+    for pairs, number in zip(edges, drawn, strict=True):
+        np.testing.assert_array_equal(pairs, random_regular_edges(n, degree, one_by_one))
+        assert number == one_by_one.random()
 
 
 def test_random_regular_reaches_both_cubic_shapes():

@@ -1,0 +1,366 @@
+"""Fuzz the three readers of foreign files: edge lists, graphs (.npz), run folders with their saved states.
+
+    python tests/trust/fuzz.py --inputs 100000 --seed 0
+
+Hypothesis draws each input: files written from a grammar of near misses, good files with some of their parts exchanged, and
+good files with some of their bytes changed. A reader may read an input or refuse it with an `InputError` of one line;
+anything else, and memory beyond a gibibyte, is a failure. Of a run folder's changed files half are noted in its manifest, so
+that the digests do not turn all of them away at the door.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+import mcot_torch.run_folder
+from mcot_torch.algorithms.configs import PPOConfig, SearchConfig
+from mcot_torch.algorithms.ppo import PPOStage
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.search import search
+from mcot_torch.config import STAGES, load_config, parse_train
+from mcot_torch.data import Steps
+from mcot_torch.errors import InputError
+from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.files import read_edge_list
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.pipeline import load_run, run
+from mcot_torch.progress import console
+from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.run_folder import RunFolder
+from mcot_torch.saving import digest
+from mcot_torch.scales import Scales
+from mcot_torch.trainer_config import TrainerConfig
+from mcot_torch.training import Context, fit
+
+READERS = ("edge list", "graph", "run folder", "state")
+ROOM = 2**30  # bytes that reading may take beyond what importing took
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
+
+ODD_NUMBERS = "0 1 -1 2 .5 0.499 1e-9 1e-320 nan inf -inf 1e400 1e308 9007199254740993 1_0 0x1 ١ 3 12 .999 1e-3 +1 -0"
+NUMBERS = st.sampled_from(re.split(" ", ODD_NUMBERS)) | st.floats(width=64).map(repr)
+NAMES = st.sampled_from(
+    ["a", "b", "c", "d", "0", "1", "2", "3", "", " ", "#", '"', "a,b", "\u2028", "\x1b[2J", "é", "-1"]
+) | st.text(max_size=4)
+LINE = st.tuples(NAMES, NAMES, NUMBERS | NAMES).map(list) | st.lists(NAMES | NUMBERS, max_size=5)
+HEADERS = st.sampled_from(
+    ["", "source,target,value\n", "source,target,count\n", "from,to,probability\n", "value,to,from\n", "\ufeff"]
+)
+GOOD_LIST = "a,a,0.5\na,b,0.5\nb,a,0.49\nb,b,0.49\nb,c,0.02\nc,d,1\nd,c,0.99\nd,a,0.01\n"
+ANY_BYTES = st.binary(max_size=200)
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([10**12, -1, 2**63, 10**400])
+)
+JSON = st.recursive(
+    SCALAR, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=6
+)
+SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+DTYPES = st.sampled_from(["i8", "i4", "u1", "f8", "f4", "?", "U3", "O", "c16", ">i8", "S2", "M8[s]", "V4"])
+
+
+def changed(data: st.DataObject, content: bytes, other: bytes = b"") -> bytes:
+    """`content` with a few of its bytes changed, cut, doubled or exchanged for some of `other`."""
+    result = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(result) - 1)))
+        length = data.draw(st.integers(0, 12))
+        kind = data.draw(st.sampled_from(["flip", "cut", "end", "double", "insert", "other"]))
+        if kind == "flip" and result:
+            result[at] ^= data.draw(st.integers(1, 255))
+        elif kind == "cut":
+            del result[at : at + length]
+        elif kind == "end":
+            del result[at:]
+        elif kind == "double":
+            result[at:at] = result[at : at + length]
+        elif kind == "insert":
+            result[at:at] = data.draw(st.binary(max_size=12))
+        else:
+            result[at:at] = other[:length]
+    return bytes(result)
+
+
+def array(data: st.DataObject) -> np.ndarray:
+    """A small array of any shape, dtype and values."""
+    shape, dtype = data.draw(SHAPES), data.draw(DTYPES)
+    fill = data.draw(st.sampled_from([0, 1, -1, 2**62, 3]) | st.integers(0, 40))
+    kind = np.dtype(dtype)
+    values = np.full(shape, fill).astype(kind) if kind.kind in "iufcb?" else np.zeros(shape, kind)
+    return values if kind.kind != "u" else values % 7
+
+
+def exchanged(data: st.DataObject, value: Any) -> Any:
+    """JSON with one of its parts exchanged."""
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 5)):
+        key = data.draw(st.sampled_from(sorted(value)))
+        if not data.draw(st.integers(0, 6)):
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: exchanged(data, value[key])}
+    if isinstance(value, list) and value and data.draw(st.integers(0, 5)):
+        at = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:at], exchanged(data, value[at]), *value[at + 1 :]]
+    if isinstance(value, int) and data.draw(st.booleans()):
+        return value + data.draw(st.sampled_from([1, -1, 10**6, 10**12, -(10**12)]))
+    return data.draw(JSON)
+
+
+def tensors(data: st.DataObject, content: bytes) -> bytes:
+    """A safetensors file with one tensor exchanged, dropped, added, or some of its numbers made hostile."""
+    found, meta = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
+    key = data.draw(st.sampled_from(sorted(found) or ["x"]))
+    kind = data.draw(st.sampled_from(["value", "shape", "dtype", "drop", "add", "meta"]))
+    if kind == "value" and key in found and found[key].numel():
+        flat = found[key].clone().reshape(-1)
+        whole, odd = st.sampled_from([0, 1, -1, 7, 2**40]), st.sampled_from([0.5, float("nan"), float("inf"), 1e38])
+        flat[data.draw(st.integers(0, flat.numel() - 1))] = data.draw(odd if flat.is_floating_point() else whole)
+        found[key] = flat.reshape(found[key].shape)
+    elif kind == "shape":
+        found[key] = torch.zeros(data.draw(SHAPES))
+    elif kind == "dtype" and key in found:
+        found[key] = found[key].to(data.draw(st.sampled_from([torch.float16, torch.float64, torch.int32, torch.uint8])))
+    elif kind == "drop":
+        found.pop(key, None)
+    elif kind == "add":
+        found[data.draw(st.text(max_size=5))] = torch.zeros(2)
+    elif meta and "json" in meta:
+        meta = {"json": json.dumps(exchanged(data, json.loads(meta["json"])))}
+    return save(found, meta)
+
+
+# ---- readers --------------------------------------------------------------------------------------------------------
+
+
+def edge_list(data: st.DataObject, home: Path) -> None:
+    """An edge list, with or without a file of clusters."""
+    kind = data.draw(st.sampled_from(["grammar", "changed", "bytes"]))
+    delimiter = data.draw(st.sampled_from([",", "\t", ";", " "]))
+    if kind == "grammar":
+        lines = data.draw(st.lists(LINE, max_size=10))
+        text = data.draw(HEADERS) + data.draw(st.sampled_from(["", GOOD_LIST]))
+        content = (text + "".join(delimiter.join(line) + "\n" for line in lines)).encode("utf-8", "surrogatepass")
+    else:
+        content = changed(data, GOOD_LIST.encode()) if kind == "changed" else data.draw(ANY_BYTES)
+    path = home / data.draw(st.sampled_from(["g.csv", "g.tsv", "g"]))
+    path.write_bytes(content)
+    clusters = None
+    if data.draw(st.integers(0, 2)) == 0:
+        clusters = home / "k.csv"
+        clusters.write_bytes(changed(data, b"state,cluster\na,0\nb,0\nc,1\nd,1\n"))
+    read_edge_list(path, clusters, data.draw(st.none() | st.floats()) if clusters is None else None)
+
+
+def saved_graph(data: st.DataObject, home: Path) -> None:
+    """An .npz: arrays exchanged, members added, bytes changed."""
+    path, good = home / "graph.npz", GOOD["graph"]
+    kind = data.draw(st.sampled_from(["array", "values", "bytes", "raw"]))
+    if kind in ("array", "values"):
+        with np.load(io.BytesIO(good)) as file:
+            arrays: dict[str, Any] = dict(file)
+        for _ in range(data.draw(st.integers(1, 3))):
+            key = data.draw(st.sampled_from(sorted(arrays)))
+            if kind == "array" or not arrays[key].size:
+                key = data.draw(st.sampled_from([key, "names", "../../x", "", "file"]))
+                arrays[key] = array(data)
+            else:
+                at = data.draw(st.integers(0, arrays[key].size - 1))
+                number = data.draw(st.sampled_from([0, 1, -1, 2, 7, 2**62, 10**12, float("nan"), 1e-320, 0.5]))
+                values = arrays[key].copy().reshape(-1)
+                values[at] = number if values.dtype.kind == "f" or number == number else 3
+                arrays[key] = values.reshape(arrays[key].shape)
+        arrays = {key: value for key, value in arrays.items() if key and key != "file"}
+        (np.savez if data.draw(st.booleans()) else np.savez_compressed)(path, **arrays)
+        if not data.draw(st.integers(0, 3)):
+            path.write_bytes(changed(data, path.read_bytes()))
+    else:
+        path.write_bytes(changed(data, good) if kind == "bytes" else data.draw(ANY_BYTES))
+    MetastableGraph.load(path)
+
+
+def run_folder(data: st.DataObject, home: Path) -> None:
+    """A finished run, one or two of its files changed."""
+    files = dict(GOOD["run"])
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(sorted(files)))
+        if name == "config.yaml" and data.draw(st.integers(0, 9)):  # reading YAML takes a hundred times as long
+            name = sorted(files)[-1]
+        other = data.draw(st.sampled_from(sorted(files)))
+        content = files[name]
+        kind = data.draw(st.sampled_from(["part", "part", "bytes", "raw", "other", "drop"]))
+        try:
+            if kind == "part" and name.endswith(".json"):
+                files[name] = json.dumps(exchanged(data, json.loads(content))).encode("utf-8", "surrogatepass")
+            elif kind == "part" and name.endswith(".safetensors"):
+                files[name] = tensors(data, content)
+            elif kind in ("part", "bytes"):
+                files[name] = changed(data, content, files[other])
+            else:
+                files[name] = {"raw": data.draw(ANY_BYTES), "other": files[other], "drop": b""}[kind]
+        except (ValueError, SafetensorError):  # a file that was changed before and is no JSON or safetensors any more
+            files[name] = changed(data, content, files[other])
+        if kind == "drop":
+            del files[name]
+    folder = home / "run"
+    for name, content in GOOD["run"].items():
+        path = folder / name
+        if name not in files:
+            path.unlink(missing_ok=True)
+        elif files[name] != content or not path.exists() or WRITTEN.get(name) != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[name])
+        WRITTEN[name] = files.get(name, b"")
+    if data.draw(st.booleans()) and files.get("manifest.json") == GOOD["run"]["manifest.json"]:
+        manifest = json.loads(files["manifest.json"])
+        for stage, pieces in manifest["pieces"].items():
+            manifest["pieces"][stage] = {file: digest(folder / stage / file) for file in pieces}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        WRITTEN["manifest.json"] = b""
+    config = GOOD["config"]
+    same = files.get("config.yaml") == GOOD["run"]["config.yaml"]
+    reader = (lambda path: config) if same else load_config
+    with patch.object(mcot_torch.run_folder, "load_config", reader):
+        load_run(RunFolder(folder), "cpu")
+        for stage in STAGES:
+            RunFolder(folder).history(stage)
+
+
+def state(data: st.DataObject, home: Path) -> None:
+    """The saved state of a stage under way: PPO's, which holds most, and search's."""
+    which = data.draw(st.sampled_from(["ppo", "search"]))
+    content = GOOD[which]
+    path = home / which / "state.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    good = data.draw(st.booleans())
+    path.write_bytes(tensors(data, content) if good else changed(data, content))
+    graph, scales = GOOD["problem"]
+    context = Context(0, path.parent, TrainerConfig(accelerator="cpu", progress=False))
+    model = LinearReasoner(graph.n_states)
+    if which == "search":
+        search(model, scales, SearchConfig(rounds=1, walks=1, cover_steps=1, max_steps=2, min_votes=1), context)
+    else:
+        stage = PPOStage(model, PRM(graph.n_states, torch.zeros(0, 2)), scales, PPOConfig(gamma=0.5), context)
+        stage.total = 4
+        stage.restore()
+
+
+CASES: dict[str, Callable[[st.DataObject, Path], None]] = dict(
+    zip(READERS, (edge_list, saved_graph, run_folder, state), strict=True)
+)
+GOOD: dict[str, Any] = {}
+WRITTEN: dict[str, bytes] = {}
+
+
+def prepare(home: Path) -> None:
+    """The good files that inputs are made from."""
+    graph = clustered_graph(4, 3, 0.02, jumps=[1, -1], cluster="complete")
+    graph.save(home / "good.npz")
+    GOOD["graph"] = (home / "good.npz").read_bytes()
+    words = (
+        "--graph.n_clusters 4 --graph.cluster_size 4 --graph.cluster complete --graph.epsilon .02 --graph.epsilon_max .1 "
+        "--reasoner.width 8 --reasoner.n_layers 1 --reasoner.n_heads 1 --pretrain.steps 150 --pretrain.steps_after_cut 50 "
+        "--pretrain.transitions 1000000 --ppo.rounds 2 --ppo.transitions 1000 --ppo.path_length 10 --distill.transitions 100000 "
+        "--distill.path_length 20 --distill.steps 20 --evaluation.walks 2 --evaluation.figures false --trainer.accelerator cpu "
+        f"--trainer.progress false --run_dir {home / 'run'}"
+    )
+    GOOD["config"] = parse_train(words.split())
+    with console.capture():
+        run(GOOD["config"], ["train.py", *words.split()])
+    names = [f for f in (home / "run").rglob("*") if f.suffix in (".json", ".safetensors", ".npz", ".csv", ".yaml")]
+    names = [f for f in names if not f.name.startswith("evaluation")]
+    GOOD["run"] = {str(f.relative_to(home / "run")): f.read_bytes() for f in names}
+    scales = Scales.of(graph, 0.1)
+    GOOD["problem"] = (graph, scales)
+    model, context = (
+        LinearReasoner(12),
+        Context(0, home / "s", TrainerConfig(accelerator="cpu", progress=False, save_every=1e-9)),
+    )
+    search(model, scales, SearchConfig(rounds=4, walks=2, cover_steps=9, max_steps=200, min_votes=1), context)
+    GOOD["search"] = (home / "s" / "state.safetensors").read_bytes()
+    context = Context(0, home / "p", TrainerConfig(accelerator="cpu", progress=False, save_every=1e-9))
+    config = PPOConfig(gamma=0.5, transitions=100, path_length=10, epochs=1, log_every=1)
+    fit(PPOStage(model, PRM(12, torch.from_numpy(graph.sparse_edges)), scales, config, context), Steps(4))
+    GOOD["ppo"] = (home / "p" / "state.safetensors").read_bytes()
+
+
+def fuzz(reader: str, inputs: int, number: int, home: Path) -> Counter[str]:
+    """Read `inputs` inputs; returns how many were read and how many refused.
+
+    Raises:
+        whatever a reader raised that is not an `InputError` of one line, with the input that shows it.
+    """
+    ends: Counter[str] = Counter()
+
+    @seed(number)
+    @settings(
+        max_examples=inputs,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(st.data())
+    def one(data: st.DataObject) -> None:
+        try:
+            CASES[reader](data, home)
+            ends["read"] += 1
+        except InputError as error:
+            if "\n" in str(error):
+                raise AssertionError("more than a line") from error
+            ends["refused"] += 1
+
+    one()
+    return ends
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--inputs", type=int, default=100_000, help="of each reader (a run folder counts its states in)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readers", nargs="+", choices=READERS, default=READERS)
+    options = parser.parse_args()
+    home = Path(tempfile.mkdtemp())
+    try:
+        prepare(home)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for reader in options.readers:
+            begin = time.perf_counter()
+            ends = fuzz(reader, options.inputs, options.seed, home)
+            print(
+                f"{reader:<10} {sum(ends.values()):,} inputs: {dict(ends)}, {time.perf_counter() - begin:,.0f} s",
+                flush=True,
+            )
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        print(f"memory grew by {grown / 2**20:,.0f} MiB")
+        return int(grown > ROOM)
+    finally:
+        shutil.rmtree(home)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

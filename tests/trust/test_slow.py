@@ -1,0 +1,44 @@
+"""The long ones: kills at random moments of every stage; and a taste of the fuzzing in the default tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def script(*words: str) -> str:
+    """The output of one of the scripts beside this file."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / words[0]), *words[1:]],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_thirty_kills_in_every_stage():
+    """Whatever differs from the run left alone ends the script; it counts the kills and names the places it spared."""
+    told = script("kills.py", "--kills", "30", "--seed", "1")
+    survived, tried = map(int, re.search(r"(\d+) of (\d+) SIGKILL survived, spared: nothing$", told.strip()).groups())
+    assert survived == tried >= 30
+
+
+@pytest.mark.slow
+def test_signals_in_every_stage():
+    told = script("kills.py", "--kills", "8", "--seed", "2", "--signal", "TERM")
+    assert int(re.search(r"(\d+) of \1 SIGTERM survived", told)[1]) >= 8
+
+
+def test_a_taste_of_fuzzing():
+    told = script("fuzz.py", "--inputs", "150")
+    assert re.findall(r"^(.*?) +150 inputs", told, re.MULTILINE) == ["edge list", "graph", "run folder", "state"]
