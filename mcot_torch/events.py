@@ -75,7 +75,7 @@ def start_events(writer: SummaryWriter, config: Config, manifest: Mapping[str, A
 
 def _code(language: str, text: str) -> str:
     """Text as a Markdown block that nothing in it can close."""
-    fence = "`" * (3 + max((len(run) for run in re.findall("`+", text)), default=0))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 

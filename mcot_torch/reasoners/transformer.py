@@ -62,10 +62,7 @@ class Block(nn.Module):
         (q, k), v = _rotate(_norm(qkv[:2]), *rotation), qkv[2]  # queries and keys together: half the kernels
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if t == 1:  # for one query the fused kernel of a CPU is up to four times slower than two products
-            y = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         return self.out(y.transpose(1, 2).reshape(b, t, width))
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, layer: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_train_tells_the_story(run):
     assert result.stderr == ""
     for word in ("pretrain", "search", "ppo", "distill", "student", "lifted", "tensorboard --logdir", "evaluate.py"):
         assert word in result.stdout
-    for name in ("config.yaml", "manifest.json", "graph.npz", "evaluation.json", "evaluation.csv"):
+    for name in ("config.yaml", "manifest.json", "graph.npz", "evaluation.json", "evaluation.csv", "report.html"):
         assert (folder / name).is_file()
     figures = ["graph", "hitting_times", "kernels", "survival", "training"]
     assert sorted(p.stem for p in (folder / "figures").glob("*.png")) == figures
@@ -87,6 +88,22 @@ def test_tensorboard_has_every_logged_line_once(run):
             assert found[f"{stage}/{key}"] == expected, f"{stage}/{key}"
     assert "final/student/hitting_time" in found
     assert all(value > 0 for _, value in found["time/ppo_steps_per_second"])
+
+
+def test_tensorboard_shows_charts_texts_and_figures(run):
+    from mcot_torch.events import LAYOUT
+
+    folder, _ = run
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    for title, charts in LAYOUT.items():
+        for chart, (_, patterns) in charts.items():
+            for pattern in patterns:  # a metric that is renamed leaves its chart empty
+                assert any(re.match(pattern, tag) for tag in tags["scalars"]), f"{title}: {chart}: {pattern}"
+    assert {"run/configuration/text_summary", "run/manifest/text_summary", "run/result/text_summary"} <= set(tags["tensors"])
+    assert set(tags["images"]) == {f"figures/{p.stem}" for p in (folder / "figures").glob("*.png")}
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 
 
 def test_evaluate_again_gives_the_same_numbers(run):

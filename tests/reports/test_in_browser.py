@@ -29,7 +29,7 @@ def test_it_loads_draws_and_fits(browser, url, width, dark):
     assert places == 10  # kernel 6, times 1, costs 2, student 1
     assert (
         page.run(
-            "[...document.querySelectorAll('.plot')].filter((p) => p.querySelector('svg.main-svg .plot, svg.main-svg .hm')).length"
+            "[...document.querySelectorAll('.plot')].filter((p) => p.querySelector('.scatterlayer .trace, .heatmaplayer image')).length"
         )
         == places
     )
@@ -59,17 +59,17 @@ def test_light_and_dark(browser, url):
 
 def test_hovering_tells_names_and_probabilities(browser, url):
     page = browser.open(url)
-    page.run("document.querySelector('.state').scrollIntoView({block: 'center', behavior: 'instant'})")
+    page.run("document.querySelector('.state[data-t]').scrollIntoView({block: 'center', behavior: 'instant'})")
     page.wait(300)  # scrolling hides the text
     x, y = page.run(
-        "(() => { const b = document.querySelector('.state').getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        "(() => { const b = document.querySelector('.state[data-t]').getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
     )
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     told = page.run("document.getElementById('tip').hidden ? null : document.getElementById('tip').textContent")
     assert told.startswith(f"{HOSTILE}  (C_0")
     assert "easy: " in told
     assert page.run("document.querySelectorAll('#tip *').length") == 0
-    arrow = page.run("document.querySelector('.arrow').dataset.t")
+    arrow = page.run("document.querySelector('.arrow[data-t]').dataset.t")
     assert "probability a step: base 0.01" in arrow
     assert page.run("window.pwned") is None
     assert page.errors() == []
