@@ -103,7 +103,7 @@ def rounds(settings: Settings) -> Row:
     device = settings.device
     graph = default_graph(settings.quick)
     scales, prm = Scales.of(graph, 0.03), PRM.simulated(graph)
-    n_rounds, transitions, few = settings.size(5, 1), settings.size(1_000_000, 2000), settings.size(8192, 512)
+    n_rounds, transitions, few = settings.size(5, 1), settings.size(1_000_000, 2000), settings.size(4096, 512)
     context = Context(trainer=TrainerConfig(accelerator=device, threads=settings.threads, progress=False))
     model = TransformerReasoner(graph.n_states, 1, WIDTH, LAYERS, HEADS).to(device)
     pretrain(model, graph, PretrainConfig(steps=settings.size(150, 2), steps_after_cut=2, threshold=0.0), context)

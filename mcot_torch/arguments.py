@@ -24,6 +24,7 @@ from mcot_torch.errors import InputError
 __all__ = ["Parser"]
 
 _LARGEST_FILE = 1_000_000  # bytes
+_MOST_BRACKETS = 500
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -81,6 +82,10 @@ class Parser(ArgumentParser):
                     f"{file} has more than {_LARGEST_FILE:,} bytes; --config takes a YAML file of settings"
                 )
             text = Path(file).read_text(encoding="utf-8")
+            if text.count("[") + text.count("{") > _MOST_BRACKETS:  # PyYAML's time grows with the square of their depth
+                raise InputError(
+                    f"{file} has more than {_MOST_BRACKETS} brackets; --config takes a YAML file of settings"
+                )
             if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
                 raise InputError(f"{file}: aliases (*name) are not read here; write the value out")
             root = yaml.compose(text)

@@ -130,7 +130,8 @@ def test_walkers_read_one_stream_of_uniforms(draws, loops, small_graph, monkeypa
     """Same numbers with and without numba, in blocks of any size, in calls of any length, of paths or of counts."""
     monkeypatch.setattr(walks, "_CPU_DRAWS", draws)
     table, start = StepTable.from_graph(small_graph), torch.arange(32)[:20]
-    states, taken = by_hand(table, start, torch.rand(157, 20, dtype=torch.float64, generator=seeded(16)))
+    stream = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, (), generator=seeded(16)))))
+    states, taken = by_hand(table, start, torch.from_numpy(stream.random((157, 20))))
     walker = TableWalker(table, start, seeded(16))
     assert torch.equal(torch.cat([walker.advance(n) for n in (100, 0, 1, 56)], dim=1), states.T)
     assert torch.equal(walker.states, states[-1])
@@ -146,6 +147,14 @@ def test_walkers_read_one_stream_of_uniforms(draws, loops, small_graph, monkeypa
     monkeypatch.setattr(walks, "_FEW", math.inf)
     starts = torch.zeros(32).index_add_(0, start, torch.ones(20))
     assert np.array_equal(walk_counts(table, starts, 157, seeded(16)).numpy(), counts)
+
+
+def test_walkers_of_one_generator_are_independent(small_graph):
+    """Each walker that is made takes its own stream from the generator, and the same one from the same state of it."""
+    table, start, draw = StepTable.from_graph(small_graph), torch.zeros(500, dtype=torch.int64), seeded(17)
+    first, second = (TableWalker(table, start, draw).advance(50) for _ in range(2))
+    assert torch.equal(first, TableWalker(table, start, seeded(17)).advance(50))
+    assert (first[:, -1] == second[:, -1]).float().mean() < 0.6
 
 
 def test_numpy_steps_where_numba_cannot_be_used(monkeypatch):

@@ -28,6 +28,7 @@ PAPER: tuple[str, ...] = (
     "thm_4_3",
     "sda",
     "logic_access",
+    "logic_pipeline",
     "figures_1_2_3",
 )
 """The paper's claims."""

@@ -35,6 +35,15 @@ NEAR = {
         "slope of log2 SDA in K, ball of radius 1, ρ = 1 (Figure 3)": (1, 1e-9),
         "slope of log2 SDA in K, ball of radius 2, ρ = 1 (Figure 3)": (0, 1e-9),
     },
+    "logic_access": {
+        "smallest accuracy of a searching mlp, all K": (1, 0.01),
+        "hidden bits that search read off wrongly": (0, 0),
+    },
+    "logic_pipeline": {
+        "tuned model: valid path and right value, least of all runs": (1, 0.01),
+        "student: valid path and right value, least of all runs": (1, 0.01),
+        "control, S3: right values, advantage over chance": (0, 0.15),
+    },
     "figures_1_2_3": {
         "hard steps that search missed": (0, 0),
         "Figure 2: rows on the path that differ between the concepts": (0, 0),

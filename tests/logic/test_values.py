@@ -15,10 +15,10 @@ from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.config import load_config, parse_train
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation import measure, measure_lift, subjects
+from mcot_torch.evaluation import measure, measure_lift, student_subject, subjects
 from mcot_torch.events import METRICS, final_metrics
 from mcot_torch.experiments.support import exact_reasoner
-from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task
+from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.graphs.lifts import LiftedUnits
 from mcot_torch.logic import LogicalActions, concept_actions, cyclic, symmetric
@@ -283,20 +283,23 @@ def test_a_missed_hard_step_shows(lift):
 
 def test_hops_without_a_value_are_named():
     """Two hard steps between the same clusters that act differently: the student's hop has no true value."""
-    graph = build_graph(GraphConfig(family="hanoi", n_discs=3, n_hard_discs=1, epsilon=0.01))
-    edges = torch.from_numpy(graph.sparse_edges)
-    pairs = {}
-    for i, (x, y) in enumerate(edges.tolist()):
-        pairs.setdefault((graph.clusters[x], graph.clusters[y]), []).append(i)
-    if all(len(same) == 1 for same in pairs.values()):
-        pytest.skip("no pair of clusters with two hard steps")
-    elements = {tuple(edges[i].tolist()): n for same in pairs.values() for n, i in enumerate(same)}
-    actions = LogicalActions.from_map(graph, cyclic(5), elements)
-    prm, scales = PRM(graph.n_states, edges), Scales.of(graph, 0.05)
-    tuned = exact_reasoner(graph.with_epsilon(0.05))
+    plain = clustered_graph(4, 6, 0.01, seed=1)
+    x, y = plain.sparse_edges[0]
+    other = next(s for s in plain.members(plain.clusters[x]) if s not in plain.sparse_edges[:, 0])
+    edges = np.stack([plain.sources, plain.indices], axis=1)
+    dense = (*edges[~plain.hard].T, plain.weights[~plain.hard])
+    heads = np.concatenate([plain.sparse_edges, [[other, y]]])
+    graph = MetastableGraph.from_edges(dense, (*heads.T, np.ones(len(heads))), plain.clusters, 0.01)
+    actions = LogicalActions.from_map(graph, cyclic(5), {(x, y): 1, (other, y): 2})
+    prm, scales = PRM(24, torch.from_numpy(graph.sparse_edges)), Scales.of(graph, 0.05)
+    tuned, task = exact_reasoner(graph.with_epsilon(0.05)), build_task(TaskConfig(), graph)
     student, _ = distill(tuned, prm, scales, DistillConfig(transitions=10**6, steps=50), Context(0))
-    values = Values(actions, 200, scales, 0, exact_reasoner(graph), prm, tuned, student, 0.05)
+    values = Values(actions, 300, scales, 0, exact_reasoner(graph), prm, tuned, student, 0.05)
     assert "so that a hop has no value" in values.no_hop_values
+    assert values.hops.agreement < 1
+    subject = student_subject(student, graph.with_epsilon(0.05), task)
+    assert values.watch(subject)[0] is subject
+    assert values.watch(subject)[1]() == {}
 
 
 # ---- configuration and run --------------------------------------------------------------------------------------------

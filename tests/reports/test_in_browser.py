@@ -20,7 +20,15 @@ def url(material, tmp_path_factory):
     return path.as_uri()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1200, False),
+        (390, True),
+        pytest.param(1200, True, marks=pytest.mark.slow),
+        pytest.param(390, False, marks=pytest.mark.slow),
+    ],
+)
 def test_it_loads_draws_and_fits(browser, url, width, dark):
     page = browser.open(url, width=width, dark=dark)
     assert page.errors() == []
@@ -95,7 +103,7 @@ def test_the_player_plays_steps_and_pauses(browser, url):
         )
         assert "the goal" in page.run(now)
         page.run("document.querySelector('.play').click()")  # from the end it begins again
-        page.wait(1200)
+        page.wait(900)
         reached = page.run(at)
         assert 0 < reached <= last
         page.run("document.querySelector('.play').textContent === 'Pause' && document.querySelector('.play').click()")
