@@ -20,6 +20,8 @@ _HOMES = {
     "algorithms.prm": ("PRM", "guidance"),
     "algorithms.ppo": ("ppo", "sign_ascent"),
     "algorithms.distill": ("distill", "lift"),
+    "reasoners.huggingface": ("to_huggingface",),
+    "rows": ("evaluate",),
     "training": ("Context",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

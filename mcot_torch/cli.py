@@ -1,15 +1,22 @@
 """train.py and evaluate.py: read the command line, then import what is heavy, run it, and end with a status.
 
-0: done. 2: bad input, or a folder or disk that cannot be written: one line on stderr, no traceback. 130: interrupted.
+0: done. 1: a bug, with its traceback. 2: bad input, training that diverged, or a folder or disk that cannot be written: one
+line on stderr, no traceback. 130: interrupted. 141: who read the output has gone, as in `train.py | head`.
+
+With --json, stdout gets what evaluation.json holds and nothing else; all that is meant for people goes to stderr.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from mcot_torch.errors import InputError, NonFiniteError
 
@@ -18,54 +25,70 @@ __all__ = ["evaluate", "train"]
 
 def train(argv: Sequence[str] | None = None) -> int:
     """`train.py` and `mcot-train`; returns the exit status."""
-    prog, words = _command(argv)
+    prog, words, as_json = _command(argv)
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from mcot_torch.config import parse_train
 
         config = parse_train(words, prog)
-        from mcot_torch.pipeline import run
+        with _people_on_stderr(as_json):
+            from mcot_torch.pipeline import run
+            from mcot_torch.saving import read_json
 
-        run(config, [prog, *words])
+            folder = run(config, [prog, *words])
+            return {"run": str(folder), **read_json(folder / "evaluation.json")}
 
-    return _status(work, prog, "the same command continues where this one stopped")
+    return _status(work, prog, "the same command continues where this one stopped", as_json)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """`evaluate.py` and `mcot-evaluate`; returns the exit status."""
-    prog, words = _command(argv)
+    prog, words, as_json = _command(argv)
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from mcot_torch.config import parse_evaluate
 
         options = parse_evaluate(words, prog)
         from mcot_torch.folders import find_runs
 
         folders = find_runs(options.run)
-        if len(folders) > 1:
-            from mcot_torch.report.compare import compare_runs
+        with _people_on_stderr(as_json):
+            if len(folders) > 1:
+                from mcot_torch.report.compare import compare_runs
+                from mcot_torch.report.compare_files import as_dict
 
-            compare_runs(folders, options)
-            return
-        from mcot_torch.report import evaluate_run
+                return as_dict(compare_runs(folders, options))
+            from mcot_torch.report import evaluate_run
 
-        evaluate_run(folders[0], options.walks, options.seed, options.figures, device=options.device)
+            result = evaluate_run(folders[0], options.walks, options.seed, options.figures, device=options.device)
+            return {"run": str(folders[0]), **result}
 
-    return _status(work, prog, "the same command starts it again")
-
-
-def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
-    """Name of the program and its arguments."""
-    return Path(sys.argv[0]).name or "mcot_torch", list(sys.argv[1:] if argv is None else argv)
+    return _status(work, prog, "the same command starts it again", as_json)
 
 
-def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
+def _command(argv: Sequence[str] | None) -> tuple[str, list[str], bool]:
+    """Name of the program, its arguments, and whether --json is among them: it is no part of a run's configuration."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return Path(sys.argv[0]).name or "mcot_torch", [w for w in words if w != "--json"], "--json" in words
+
+
+def _people_on_stderr(as_json: bool) -> redirect_stdout[Any] | nullcontext[None]:
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _status(work: Callable[[], dict[str, Any]], prog: str, comfort: str, as_json: bool) -> int:
     """Do the work; what a user can mend is told in one line."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.excepthook = _of_a_thread
     try:
-        work()
+        result = work()
+        if as_json:
+            print(json.dumps(result, indent=2, ensure_ascii=False))
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
+        return _tell(prog, f"stopped: nobody reads the output any more; {comfort}", 141)
     except (InputError, NonFiniteError) as error:
         return _tell(prog, f"error: {error}", 2)
     except OSError as error:

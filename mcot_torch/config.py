@@ -273,6 +273,10 @@ def _check_combinations(config: Config) -> None:
 
 _TRAIN = "Train a reasoner on a state graph: pretrain, search, PPO-Clip, distill; then hold all of it against the exact chain."
 _EVALUATE = "Recompute and draw the evaluation of a run; compare several runs."
+_ENDS = (
+    " --json prints the result as JSON on stdout and everything else on stderr. Exit status: 0 done, 2 bad input or nowhere to "
+    "write (one line says what to do), 130 interrupted."
+)
 
 
 def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
@@ -282,14 +286,14 @@ def parse_train(argv: Sequence[str], prog: str = "train.py") -> Config:
         InputError: one line; nothing has been written.
         SystemExit: 0, after --help or --print_config.
     """
-    config: Config = Parser(prog, _TRAIN, Config, files=True).read(argv)
+    config: Config = Parser(prog, _TRAIN + _ENDS, Config, files=True).read(argv)
     check(config)
     return config
 
 
 def parse_evaluate(argv: Sequence[str], prog: str = "evaluate.py") -> EvaluateOptions:
     """What evaluate.py is asked to do; raises as `parse_train`."""
-    parser = Parser(prog, _EVALUATE, EvaluateOptions)
+    parser = Parser(prog, _EVALUATE + _ENDS, EvaluateOptions)
     next(action for action in parser._actions if action.dest == "run").metavar = "RUN..."  # in --help
     options: EvaluateOptions = parser.read(_one_list(argv))
     for key, least in (("walks", 2), ("seed", 0)):

@@ -19,7 +19,14 @@ from rich.progress import (
 
 __all__ = ["Bar", "console", "progress_bar", "say"]
 
-console = Console(width=None if sys.stdout.isatty() else 100)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let cli.py tell that nobody reads any more; rich would end the program without a word."""
+        raise
+
+
+console = _Console(width=None if sys.stdout.isatty() else 100)
 
 
 class Bar:
@@ -45,8 +52,13 @@ def progress_bar(description: str, total: int, enabled: bool = True) -> Iterator
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, disable=not (enabled and _watched())) as progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))
+
+
+def _watched() -> bool:
+    """Whether the output is a terminal that can redraw a line: FORCE_COLOR in a log file asks for colours, not for bars."""
+    return console.file.isatty() and not console.is_dumb_terminal
 
 
 def say(text: str) -> None:

@@ -46,7 +46,7 @@ class Settings:
     reasoner: str = "transformer"
     """Which model: transformer or linear."""
     steps: int = 900
-    """Steps of pretraining, two thirds of them before the cut."""
+    """Of pretraining, two thirds of them before the cut, and of distillation."""
     walks: int = 1000
     """Walks of each model."""
     twins: int = 8
@@ -131,7 +131,7 @@ def _config(point: Point) -> Any:
     config.reasoner.kind = point["reasoner"]
     config.pretrain.steps, config.pretrain.steps_after_cut = point["steps"] * 2 // 3, point["steps"] // 3
     config.ppo.form = "sign" if linear else "clip"
-    config.distill.transitions, config.distill.steps = 10**8, 1000
+    config.distill.transitions, config.distill.steps = 10**7, point["steps"]
     return config
 
 
@@ -282,7 +282,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
 def quick() -> Settings:
     """Tables in place of networks, a lift and S_3."""
     return Settings(
-        n_units=3, cluster_size=8, n_clusters=4, epsilon=0.01, groups=["S3"], seeds=1, reasoner="linear", steps=200, walks=300
+        n_units=3, cluster_size=8, n_clusters=4, epsilon=0.01, groups=["S3"], seeds=1, reasoner="linear", steps=150, walks=200, twins=4
     )  # fmt: skip
 
 

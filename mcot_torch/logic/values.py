@@ -63,9 +63,12 @@ def path_values(matrix: Tensor, group: Group, paths: Tensor) -> Tensor:
 
 
 def _compose(group: Group, elements: Tensor) -> Tensor:
-    """(...,) g_T· ... ·g_1 of (..., T); -1 where one of them is -1."""
-    known = (elements >= 0).all(-1)
-    return group.product(elements.clamp_min(0).flip(-1)).where(known, -1)
+    """(...,) g_T· ... ·g_1 of (..., T); -1 where one of them is -1. Pairs first: paths are long, and log T products are few."""
+    known, value = (elements >= 0).all(-1), elements.clamp_min(0)
+    while (width := value.shape[-1]) != 1:
+        value = torch.nn.functional.pad(value, (0, width % 2 if width else 2), value=group.identity)
+        value = group.multiply(value[..., 1::2], value[..., ::2])
+    return value[..., 0].where(known, -1)
 
 
 class ValueWalker:

@@ -10,11 +10,12 @@ the supported steps, *raw* ones ignore the mask.
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ _DTYPES = {
 
 
 class Reasoner(nn.Module, ABC):
-    """Predicts the next of N states from the last `window` states; subclasses give `forward`.
+    """Predicts the next of N states from the last `window` states; a subclass needs `forward`, and nothing else.
+
+    A class is written to and read from files under its `kind`, by default its name.
 
     Attributes:
         n_states: N.
@@ -48,13 +51,13 @@ class Reasoner(nn.Module, ABC):
     """
 
     support: Tensor
+    kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Reasoner]]] = {}
 
     def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if kind is not None:
-            Reasoner.kinds[kind] = cls
-            cls.kind = kind  # type: ignore[attr-defined]
+        cls.kind = kind or cls.__name__
+        Reasoner.kinds[cls.kind] = cls
 
     def __init__(self, n_states: int, window: int = 1) -> None:
         super().__init__()
@@ -66,9 +69,15 @@ class Reasoner(nn.Module, ABC):
     def forward(self, states: Tensor) -> Tensor:
         """Raw logits (B, T, N) of the next state after each prefix of `states` (B, T) int64, T ≤ window."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-serialisable."""
+        """Constructor arguments, JSON-serialisable: by default the attributes of the same names."""
+        names = inspect.signature(type(self)).parameters
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise InputError(
+                f"{type(self).__name__} does not keep its constructor argument {missing[0]}, so that no file can hold it; "
+                f"keep it as an attribute of that name, or give settings()"
+            )
+        return {name: getattr(self, name) for name in names}
 
     @property
     def device(self) -> torch.device:
@@ -179,8 +188,19 @@ class Reasoner(nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and model.json, each under a temporary name first."""
+        settings = json.dumps({"kind": self.kind, **self.settings()}, indent=2)
         save_tensors(Path(folder) / "model.safetensors", self.state_dict())
-        write_text(Path(folder) / "model.json", json.dumps({"kind": self.kind, **self.settings()}, indent=2))  # type: ignore[attr-defined]
+        write_text(Path(folder) / "model.json", settings)
+
+    save_pretrained = save  # as the field calls it
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
+        """As `load_reasoner`; `InputError` if the model there is no `cls`."""
+        model = load_reasoner(folder, device)
+        if not isinstance(model, cls):
+            raise InputError(f"{folder}: holds a {type(model).__name__}, no {cls.__name__}; use load_reasoner")
+        return model
 
     def check_buffers(self) -> str | None:
         """What is wrong with loaded buffers whose values must lie in a range, or None."""
@@ -221,6 +241,9 @@ def load_reasoner(folder: str | Path, device: torch.device | str = "cpu") -> Rea
 
 def _build(settings: dict[str, Any]) -> Reasoner:
     """The model that `settings` describe, its weights not yet read."""
+    if settings["kind"] not in Reasoner.kinds:
+        kind = str(settings["kind"])[:40]
+        raise InputError(f"model.json: no class is known for the kind {kind!r}; import the module that defines it")
     return Reasoner.kinds[settings["kind"]](**{key: value for key, value in settings.items() if key != "kind"})
 
 

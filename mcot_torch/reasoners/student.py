@@ -66,7 +66,7 @@ class Student(Reasoner, kind="student"):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments."""
-        inner = {"kind": self.model.kind, **self.model.settings()}  # type: ignore[attr-defined]
+        inner = {"kind": self.model.kind, **self.model.settings()}
         return {"model": inner, "n_teacher_states": len(self.labels)}
 
     def graph(self) -> MetastableGraph:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape as escape_markup
@@ -15,7 +16,7 @@ from mcot_torch.report.compare import METRICS, Group, Summary, models_of, summar
 from mcot_torch.report.text import number
 from mcot_torch.saving import write_text
 
-__all__ = ["as_csv", "as_latex", "as_markdown", "cell", "terminal_table", "write_curves", "write_tables"]
+__all__ = ["as_csv", "as_dict", "as_latex", "as_markdown", "cell", "terminal_table", "write_curves", "write_tables"]
 
 _NOTE = (
     "Interquartile mean over the runs of a group, which differ in the seed alone, with its 95 % bootstrap interval. "
@@ -112,6 +113,29 @@ def as_csv(groups: Sequence[Group]) -> str:
                         [group.name, model, metric.name, value.mean, value.low, value.high, value.n, folders]
                     )
     return buffer.getvalue()
+
+
+def as_dict(groups: Sequence[Group]) -> dict[str, Any]:
+    """The same at full precision for `evaluate.py --json`: groups, their runs, and metric by metric what each model has."""
+
+    def values(group: Group, model: str) -> dict[str, Any]:
+        found = {metric.name: summary(group, model, metric) for metric in METRICS}
+        return {
+            name: {"iqm": value.mean, "low": value.low, "high": value.high, "runs": value.n}
+            for name, value in found.items()
+            if value is not None
+        }
+
+    return {
+        "groups": [
+            {
+                "group": group.name,
+                "runs": [str(run.path) for run in group.runs],
+                "models": {model: values(group, model) for model in models_of(group)},
+            }
+            for group in groups
+        ]
+    }
 
 
 def terminal_table(groups: Sequence[Group]) -> Table:

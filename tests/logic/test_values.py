@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -407,3 +409,13 @@ def test_the_shipped_configuration(tmp_path):
     chance = (1 + 3.0**-ones) / 2  # each hidden bit 1 cancels in about two walks of three
     assert math.isclose(result["models"]["pretrained"]["right_value"]["share"], chance, abs_tol=0.08)
     assert result["logic"]["steps"]["unknown"] == []
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "logic.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    hard = torch.from_numpy(names["graph"].hard)
+    assert torch.equal(names["learned"].elements, names["actions"].alpha[hard])
+    assert "12 of 12 actions from" in capsys.readouterr().out
