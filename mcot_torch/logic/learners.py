@@ -101,7 +101,7 @@ class PathMLP(nn.Module):
     def forward(self, bits: Tensor) -> Tensor:
         """(B, K) -> (B,)."""
         hidden = self.layers[0](2.0 * bits - 1.0) + self.view(self.told)
-        for layer in self.layers[1:]:
+        for layer in list(self.layers)[1:]:
             hidden = layer(hidden)
         return hidden[:, 0]
 

@@ -299,7 +299,11 @@ class Values:
             watched.append(ValueWalker(subject.walker(start, draw), target, self.group, *matrices))
             return watched[-1]
 
-        return replace(subject, walker=walker), lambda: _judged("", *watched[-1].values, watched[-1].arrived)
+        def judged() -> Row:
+            truth, told = watched[-1].values
+            return _judged("", truth, told, watched[-1].arrived)
+
+        return replace(subject, walker=walker), judged
 
     def lifted(self, paths: Tensor, arrived: Tensor) -> Row:
         """The entries of lifted paths: (W, L) int64 states, -1 behind the end, with the values that the student returns."""

@@ -91,7 +91,7 @@ def test_train_json_is_the_evaluation_and_nothing_else(trained):
     for word in ("Graph", "pretrain", "search", "How close", "tensorboard --logdir"):
         assert word in result.stderr
     assert "\x1b" not in result.stdout + result.stderr
-    assert "json" not in (folder / "config.yaml").read_text()  # how it is shown is no part of a run
+    assert "\njson" not in (folder / "config.yaml").read_text()  # how it is shown is no part of a run
 
 
 def test_evaluate_json(trained, capsys):
