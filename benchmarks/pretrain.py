@@ -99,10 +99,10 @@ def sequences(settings: Settings) -> Row:
     row = Row("pretrain", "pretrain_sequences", setup, "tokens", race(works, settings), skipped=skipped)
     row.marks = [Mark("≥ 1.3 x nanoGPT's model", row.ratio("ours", "nanoGPT's model"), 1.3)]
     row.notes = [
-        "On the CPU more than half of nanoGPT's step are matrix products that run at the core's peak (80 GFLOP/s measured of "
-        "about 90), the same in both models; ours spends more on rotary positions and normalised queries and keys. "
-        "torch.compile (whole loss, inductor) took 9 to 49 s to compile and made both about equal (18.1 against 19.3 ms; "
-        "27.0 and 20.0 uncompiled, on a machine with other work), so that it is not the default."
+        "Profiled once on one core of an AMD EPYC: matrix products, the same in both models, run at the core's peak and take more "
+        "than half of nanoGPT's step, so that no formulation in float32 could be much faster; ours spends more on rotary "
+        "positions and normalised queries and keys. torch.compile took 9 to 49 s to compile and left the two about equal, so that "
+        "it is not the default."
     ]
     return row
 

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, to see that everything runs; no figures worth quoting"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch, BLAS and numba")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch and BLAS; the numba loops use one")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each entry, at least 5")
     parser.add_argument(
         "--nanogpt", type=Path, help="nanoGPT's checkout or its model.py; without it that peer is skipped"
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 if a row failed, or 2 for bad input."""
     options = parse(argv)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(options.threads)  # read by the libraries when they are imported, which is below
     import torch
 

@@ -251,10 +251,10 @@ def verdict(mark: dict[str, Any]) -> str:
 def lines(row: dict[str, Any]) -> list[str]:
     """A row as text, for the terminal."""
     told = [f"{row['name']}: {row['setup']}"]
-    best = max((e["rate"] for e in row["entries"] if e["ours"]), default=None)
+    first = next((e["rate"] for e in row["entries"] if e["ours"]), None)
     for e in row["entries"]:
         low, high = e["quartiles"]
-        ratio = f"{best / e['rate']:10.3g} x" if best and not e["ours"] else " " * 12
+        ratio = f"{first / e['rate']:10.3g} x" if first and not e["ours"] else " " * 12
         told.append(
             f"  {'*' if e['ours'] else ' '} {e['name']:<44} {duration(e['median']):>9} "
             f"[{duration(low)} – {duration(high)}] {number(e['rate']):>8} {row['unit']}/s {ratio}  {extras(e)}".rstrip()

@@ -10,6 +10,7 @@ from mcot_torch.version import __version__
 
 _HOMES = {
     "graphs": ("GraphConfig", "MetastableGraph", "TaskConfig", "build_graph", "build_task"),
+    "graphs.formats": ("from_kernel", "load_graph", "save_graph"),
     "chains": ("hitting_time", "hitting_times", "meta_chain", "pair_kernel", "stationary_law", "survival"),
     "assumptions": ("check_assumptions",),
     "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner"),

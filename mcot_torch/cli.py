@@ -113,7 +113,5 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _tell(prog: str, message: str, status: int) -> int:
-    line = " ".join(message.split())  # and nothing in it that a terminal would obey, such as a state's name from a file
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(f"{prog}: {line}", file=sys.stderr)
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     return status

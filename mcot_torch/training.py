@@ -231,6 +231,11 @@ class Stage(L.LightningModule):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self._pending = None
 
+    def on_train_end(self) -> None:
+        """A signal after the last step was looked at: saved here, raised by `fit`."""
+        if self.stop_requested:
+            self.save()
+
 
 def _check_tensors(tensors: dict[str, Tensor], reasoner: Reasoner) -> None:
     """`ValueError` unless every number is finite and the optimiser's have the shapes of the weights."""
@@ -263,6 +268,8 @@ def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
         try:
             with _interruptible(stage):
                 trainer.fit(stage, loader)
+            if stage.stop_requested:
+                raise KeyboardInterrupt
         except SystemExit:  # what Lightning makes of a KeyboardInterrupt
             raise KeyboardInterrupt from None
         stage.reasoner.to(device)

@@ -201,13 +201,23 @@ def judged_rows(graph, actions, task, epsilon_max, prm, walks=400):
     return rows, values
 
 
-def share_of_plus(kernel, flips, task):
-    """P(even number of steps among the (n, 2) `flips`) of walks to the target: (1 + z)/2, z a linear system with signs."""
-    p = kernel.copy()
-    p[tuple(np.transpose(flips))] *= -1.0
-    rest = np.setdiff1d(np.arange(len(p)), task.target)
-    z = np.linalg.solve(np.eye(len(rest)) - p[np.ix_(rest, rest)], p[np.ix_(rest, task.target)].sum(1))
-    return (1 + float(task.start[rest] @ z)) / 2
+def share_of_identity(kernel, group, acting, task):
+    """P(value = identity) at the target, solved on pairs (state, value); `acting` maps edges to elements."""
+    n, g = len(kernel), group.order
+    pairs = np.zeros((n, g, n, g))
+    for x, y in np.argwhere(kernel > 0):
+        for r in range(g):
+            pairs[x, r, y, int(group.table[acting.get((x, y), group.identity), r])] = kernel[x, y]
+    rest = np.setdiff1d(np.arange(n), task.target)
+    inside = pairs[np.ix_(rest, range(g), rest, range(g))].reshape(len(rest) * g, -1)
+    exits = pairs[rest][:, :, task.target, group.identity].sum(-1).reshape(-1)
+    share = np.linalg.solve(np.eye(len(inside)) - inside, exits).reshape(len(rest), g)
+    return float(task.start[rest] @ share[:, group.identity])
+
+
+def near(row, expected, walks):
+    """Whether a sampled share lies within 4 standard deviations of what it should be."""
+    return abs(row["share"] - expected) < 4 * math.sqrt(expected * (1 - expected) / walks)
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +247,10 @@ def test_models_that_searched_return_the_right_value(lift):
 def test_the_pretrained_model_is_right_where_the_value_is_the_identity(lift):
     """It knows no hard step. The detour's sign cancels when it is taken an even number of times: exactly solved."""
     graph, _, task, rows, _ = lift
-    expected = share_of_plus(graph.kernel(), LiftedUnits(3, 8, 0.01, 0, 1).detours[[0, 2]], task)
+    acting = {tuple(edge): 1 for edge in LiftedUnits(3, 8, 0.01, 0, 1).detours[[0, 2]].tolist()}
+    expected = share_of_identity(graph.kernel(), cyclic(2), acting, task)
     assert 0.5 < expected < 0.6
-    right = rows["pretrained"]["right_value"]
-    assert right["low"] < expected < right["high"]
+    assert near(rows["pretrained"]["right_value"], expected, 400)
     assert rows["pretrained"]["valid_path"]["share"] >= 0.99
 
 
@@ -258,11 +268,16 @@ def test_random_actions_on_the_circulant(group):
     graph = clustered_graph(4, 8, 0.01, seed=2)
     actions = LogicalActions.random(graph, group, torch.Generator().manual_seed(4))
     prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
-    rows, _ = judged_rows(graph, actions, build_task(TaskConfig(), graph), 0.08, prm, 200)
+    task = build_task(TaskConfig(), graph)
+    rows, _ = judged_rows(graph, actions, task, 0.08, prm, 200)
     for name in ("guided", "tuned", "student"):
         assert rows[name]["right_value"]["share"] >= 0.99, name
     assert rows["student"]["lifted_right_value"]["share"] >= 0.99
-    assert rows["pretrained"]["right_value"]["high"] < 0.5  # of 5 or 6 values
+    hard = actions.alpha[torch.from_numpy(graph.hard)].tolist()
+    acting = dict(zip(map(tuple, graph.sparse_edges.tolist()), hard, strict=True))
+    expected = share_of_identity(graph.kernel(), group, acting, task)
+    assert 0.1 < expected < 0.45
+    assert near(rows["pretrained"]["right_value"], expected, 200)
 
 
 def test_a_missed_hard_step_shows(lift):
@@ -277,10 +292,10 @@ def test_a_missed_hard_step_shows(lift):
     guided = subjects(graph, task, scales, model, prm, None, None, 0.05, 1, 0)[2]
     watched, judged = values.watch(guided)
     measure(watched, 400, 12.0, 0)
-    row, expected = judged(), share_of_plus(guided.kernel, missed, task)
+    row, expected = judged(), share_of_identity(guided.kernel, cyclic(2), {tuple(missed[0].tolist()): 1}, task)
     assert row["valid_path"]["share"] >= 0.99
     assert 0.8 < expected < 0.9
-    assert row["right_value"]["low"] < expected < row["right_value"]["high"]
+    assert near(row["right_value"], expected, 400)
 
 
 def test_hops_without_a_value_are_named():

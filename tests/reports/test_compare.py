@@ -16,7 +16,7 @@ from mcot_torch.config import Config, EvaluateOptions, to_yaml
 from mcot_torch.errors import InputError
 from mcot_torch.folders import find_runs
 from mcot_torch.report.compare import compare_runs, group_runs, interquartile_mean, read_run, summarise
-from mcot_torch.report.compare_files import as_csv, as_latex, as_markdown
+from mcot_torch.report.compare_files import as_csv, as_dict, as_latex, as_markdown
 
 MODELS = ("base", "pretrained", "guided", "tuned", "student")
 
@@ -163,6 +163,14 @@ def test_tables_hold_the_numbers(groups):
     assert float(cell["low"]) <= 105.0 <= float(cell["high"])
     assert (cell["runs"], len(cell["folders"].split())) == ("4", 4)
     assert {r["model"] for r in rows if r["group"] == "ppo.rounds=7"} == {"base", "pretrained"}
+
+
+def test_json_holds_the_numbers(groups):
+    told = json.loads(json.dumps(as_dict(groups), allow_nan=False))["groups"]
+    assert told[0]["models"]["tuned"]["time to the target"]["iqm"] == 105.0  # of 90, 100, 110, 400
+    assert len(told[0]["runs"]) == told[0]["models"]["tuned"]["recall"]["runs"] == 4
+    assert "TV max" not in told[0]["models"]["tuned"]  # nobody has it
+    assert (told[1]["group"], list(told[1]["models"])) == ("ppo.rounds=7", ["base", "pretrained"])
 
 
 def test_latex_is_escaped_and_balanced(groups):

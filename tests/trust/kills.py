@@ -47,8 +47,19 @@ RUNS = {  # name -> (settings beside those above, share of the kills)
     "RL mode": (["--search.mode", "rl", "--search.rounds", "40"], 0.25),
     "sequence": (
         [
-            *("--reasoner.window", "2", "--pretrain.batch_size", "256", "--ppo.minibatches", "2", "--ppo.gamma", "0.5"),
-            *("--search.rounds", "40", "--distill.transitions", "40000"),
+            *(
+                "--reasoner.window",
+                "2",
+                "--pretrain.batch_size",
+                "512",
+                "--pretrain.steps",
+                "400",
+                "--ppo.minibatches",
+                "2",
+                "--ppo.gamma",
+                "0.5",
+            ),
+            *("--search.rounds", "40", "--distill.transitions", "200000"),
         ],
         0.25,
     ),

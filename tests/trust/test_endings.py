@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from mcot_torch import cli
+from mcot_torch.algorithms.pretrain import PretrainStage
+from mcot_torch.errors import InputError
 from mcot_torch.run_folder import RunFolder
 from mcot_torch.training import load_state
 
@@ -163,9 +165,24 @@ def test_a_number_that_is_none_stops_with_stage_step_and_last_good_state(train, 
     assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
 
 
-def test_a_name_from_a_file_cannot_command_the_terminal(capsys):
-    assert cli._tell("train.py", "state \x1b[2J\u202e is\nwrong", 2) == 2
-    assert capsys.readouterr().err == "train.py: state \\x1b[2J\\u202e is wrong\n"
+def test_a_name_from_a_file_cannot_command_the_terminal_nor_break_the_line():
+    """Found by fuzzing: a tensor called by a line break."""
+    assert str(InputError("state \x1b[2J\u202e is\nwrong")) == "state \\x1b[2J\\u202e is wrong"
+
+
+def test_a_signal_after_the_last_step_is_not_lost(train, whole, tmp_path, monkeypatch):
+    """Found by kills.py: after the last step of a stage nobody looked any more, and the run went on to its end."""
+    folder = tmp_path / "run"
+    begin = PretrainStage.on_train_epoch_end
+    monkeypatch.setattr(
+        PretrainStage, "on_train_epoch_end", lambda self: (begin(self), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    status, told = train(folder, "--trainer.save_every", "86400")
+    assert (status, told) == (130, "train.py: interrupted; the same command continues where this one stopped\n")
+    assert load_state(folder / "pretrain" / "state.safetensors")[1]["step"] == 200
+    monkeypatch.setattr(PretrainStage, "on_train_epoch_end", begin)
+    assert train(folder, "--trainer.save_every", "86400")[0] == 0
+    assert weights(folder) == weights(whole)
 
 
 @pytest.mark.slow
