@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcot_torch.errors import InputError, NonFiniteError
+from mcot_torch.launch import is_rank, launch, lost_another
 
 __all__ = ["evaluate", "train"]
 
@@ -19,13 +21,16 @@ def train(argv: Sequence[str] | None = None) -> int:
     """`train.py` and `mcot-train`; returns the exit status."""
     prog, words = _command(argv)
 
-    def work() -> None:
+    def work() -> int:
         from mcot_torch.config import parse_train
 
         config = parse_train(words, prog)
+        if config.trainer.devices > 1 and not is_rank(os.environ):
+            return launch(prog, words, config.trainer.devices)
         from mcot_torch.pipeline import run
 
         run(config, [prog, *words])
+        return 0
 
     return _status(work, prog, "the same command continues where this one stopped")
 
@@ -34,7 +39,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """`evaluate.py` and `mcot-evaluate`; returns the exit status."""
     prog, words = _command(argv)
 
-    def work() -> None:
+    def work() -> int:
         from mcot_torch.config import parse_evaluate
 
         options = parse_evaluate(words, prog)
@@ -44,6 +49,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         from mcot_torch.report import evaluate_run
 
         evaluate_run(folder, options.walks, options.seed, options.figures, device=options.device)
+        return 0
 
     return _status(work, prog, "the same command starts it again")
 
@@ -53,12 +59,11 @@ def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
     return Path(sys.argv[0]).name or "mcot_torch", list(sys.argv[1:] if argv is None else argv)
 
 
-def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
+def _status(work: Callable[[], int], prog: str, comfort: str) -> int:
     """Do the work; what a user can mend is told in one line."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        work()
-        return 0
+        return work()
     except (InputError, NonFiniteError) as error:
         return _tell(prog, f"error: {error}", 2)
     except OSError as error:
@@ -69,6 +74,10 @@ def _status(work: Callable[[], None], prog: str, comfort: str) -> int:
         return _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
     except KeyboardInterrupt:
         return _tell(prog, f"interrupted; {comfort}", 130)
+    except RuntimeError as error:
+        if not lost_another(error, os.environ):
+            raise
+        return 1  # who started the ranks tells which one ended, and why
 
 
 def _interrupt(number: int, frame: object) -> None:
