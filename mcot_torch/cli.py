@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcot_torch.errors import InputError, NonFiniteError
-from mcot_torch.launch import is_rank, launch, lost_another
+from mcot_torch.launch import LOST, is_rank, launch, lost_another
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "status", "train"]
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         run(config, [prog, *words])
         return 0
 
-    return _status(work, prog, "the same command continues where this one stopped")
+    return status(work, prog, "the same command continues where this one stopped")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         evaluate_run(folder, options.walks, options.seed, options.figures, device=options.device)
         return 0
 
-    return _status(work, prog, "the same command starts it again")
+    return status(work, prog, "the same command starts it again")
 
 
 def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -59,7 +59,7 @@ def _command(argv: Sequence[str] | None) -> tuple[str, list[str]]:
     return Path(sys.argv[0]).name or "mcot_torch", list(sys.argv[1:] if argv is None else argv)
 
 
-def _status(work: Callable[[], int], prog: str, comfort: str) -> int:
+def status(work: Callable[[], int], prog: str, comfort: str) -> int:
     """Do the work; what a user can mend is told in one line."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -77,7 +77,7 @@ def _status(work: Callable[[], int], prog: str, comfort: str) -> int:
     except RuntimeError as error:
         if not lost_another(error, os.environ):
             raise
-        return 1  # who started the ranks tells which one ended, and why
+        return LOST  # who started the ranks tells which one ended, and why
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["is_rank", "launch", "lost_another", "rank_main"]
+__all__ = ["LOST", "child_command", "child_environment", "child_main", "is_rank", "launch", "lost_another"]
 
 _GRACE = 30.0  # seconds in which the other ranks may save and end once one has failed
+LOST = 3  # status of a rank that ended because another had gone
 _TOLD = (2, 130)  # statuses that come with a line of their own: bad input, interrupted
 _LOST = re.compile(r"by peer|broken pipe|remote process exited|connection refused", re.IGNORECASE)
 
@@ -41,19 +42,17 @@ def lost_another(error: Exception, environment: Mapping[str, str]) -> bool:
 def launch(prog: str, words: Sequence[str], devices: int) -> int:
     """Run `prog words` on `devices` ranks of this machine; returns the exit status."""
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *_listed(os.environ.get("PYTHONPATH"))]),
+        **child_environment(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
     }
-    code = f"from mcot_torch.launch import rank_main; rank_main({prog!r})"
     with contextlib.ExitStack() as stack:
         asides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(devices)]
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-P", "-c", code, *words],
+                child_command(prog, words),
                 env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)},
                 stdin=subprocess.PIPE,
                 stdout=None if r == 0 else subprocess.DEVNULL,
@@ -66,8 +65,20 @@ def launch(prog: str, words: Sequence[str], devices: int) -> int:
         return _status(prog, ranks, asides, _watch(ranks))
 
 
-def rank_main(prog: str) -> None:
-    """What a rank runs: train.py, ended by its standard input's end."""
+def child_command(prog: str, words: Sequence[str]) -> list[str]:
+    """The command of a process that runs train.py under the name `prog` and ends when its standard input does."""
+    return [sys.executable, "-P", "-c", f"from mcot_torch.launch import child_main; child_main({prog!r})", *words]
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, in which a child finds this very package."""
+    inherited = os.environ.get("PYTHONPATH")
+    path = [str(Path(__file__).parents[1]), *([inherited] if inherited else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def child_main(prog: str) -> None:
+    """What `child_command` runs: the parent holds the other end of the standard input for as long as it lives."""
     from mcot_torch.cli import train
 
     def follow() -> None:
@@ -78,10 +89,6 @@ def rank_main(prog: str) -> None:
     threading.Thread(target=follow, daemon=True).start()
     sys.argv[0] = prog
     sys.exit(train())
-
-
-def _listed(path: str | None) -> list[str]:
-    return [path] if path else []
 
 
 def _free_port() -> int:
@@ -105,17 +112,20 @@ def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all ranks; returns the one that failed first."""
+    """Wait for all ranks; returns the one that failed first, not counting those that only lost another."""
     failed, deadline = None, float("inf")
-    while any(process.poll() is None for process in ranks):
+    while True:
+        codes = [process.poll() for process in ranks]
         if failed is None:
-            failed = next((r for r, process in enumerate(ranks) if process.returncode), None)
-            deadline = float("inf") if failed is None else time.monotonic() + _GRACE
+            failed = next((r for r, code in enumerate(codes) if code not in (None, 0, LOST)), None)
+        if None not in codes:
+            return codes.index(LOST) if failed is None and LOST in codes else failed
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + _GRACE)
         if time.monotonic() > deadline:
             for process in ranks:
                 process.kill()
         time.sleep(0.05)
-    return next((r for r, process in enumerate(ranks) if process.returncode), None) if failed is None else failed
 
 
 def _status(prog: str, ranks: list[subprocess.Popen[bytes]], asides: Sequence[IO[bytes]], failed: int | None) -> int:
