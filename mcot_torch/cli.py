@@ -19,26 +19,30 @@ from pathlib import Path
 from typing import Any
 
 from mcot_torch.errors import InputError, NonFiniteError
+from mcot_torch.launch import LOST, is_rank, launch, lost_another
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "status", "train"]
 
 
 def train(argv: Sequence[str] | None = None) -> int:
     """`train.py` and `mcot-train`; returns the exit status."""
     prog, words, as_json = _command(argv)
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | int:
         from mcot_torch.config import parse_train
 
         config = parse_train(words, prog)
+        if config.trainer.devices > 1 and not is_rank(os.environ):
+            return launch(prog, [*words, "--json"] if as_json else words, config.trainer.devices)
         with _people_on_stderr(as_json):
             from mcot_torch.pipeline import run
             from mcot_torch.saving import read_json
 
             folder = run(config, [prog, *words])
-            return {"run": str(folder), **read_json(folder / "evaluation.json")}
+            first = os.environ.get("RANK", "0") == "0"
+            return {"run": str(folder), **read_json(folder / "evaluation.json")} if first else 0
 
-    return _status(work, prog, "the same command continues where this one stopped", as_json)
+    return status(work, prog, "the same command continues where this one stopped", as_json)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +67,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
             result = evaluate_run(folders[0], options.walks, options.seed, options.figures, device=options.device)
             return {"run": str(folders[0]), **result}
 
-    return _status(work, prog, "the same command starts it again", as_json)
+    return status(work, prog, "the same command starts it again", as_json)
 
 
 def _command(argv: Sequence[str] | None) -> tuple[str, list[str], bool]:
@@ -76,12 +80,14 @@ def _people_on_stderr(as_json: bool) -> redirect_stdout[Any] | nullcontext[None]
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _status(work: Callable[[], dict[str, Any]], prog: str, comfort: str, as_json: bool) -> int:
-    """Do the work; what a user can mend is told in one line."""
+def status(work: Callable[[], dict[str, Any] | int], prog: str, comfort: str, as_json: bool = False) -> int:
+    """Do the work, which ends with a status or a result to print; what a user can mend is told in one line."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.excepthook = _of_a_thread
     try:
         result = work()
+        if isinstance(result, int):
+            return result
         if as_json:
             print(json.dumps(result, indent=2, ensure_ascii=False))
         sys.stdout.flush()
@@ -99,6 +105,10 @@ def _status(work: Callable[[], dict[str, Any]], prog: str, comfort: str, as_json
         return _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
     except KeyboardInterrupt:
         return _tell(prog, f"interrupted; {comfort}", 130)
+    except RuntimeError as error:
+        if not lost_another(error, os.environ):
+            raise
+        return LOST  # who started the ranks tells which one ended, and why
 
 
 def _of_a_thread(error: threading.ExceptHookArgs) -> None:

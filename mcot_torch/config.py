@@ -110,6 +110,7 @@ class EvaluateOptions:
 
 
 _IDENTITY = ("seed", "graph", "task", "reasoner", "pretrain", "search", "ppo", "distill")  # what decides the numbers
+_DEVICES = "trainer.devices"  # does too: each device draws walks of its own
 
 
 def resolve_run_dir(config: Config) -> Path:
@@ -123,21 +124,23 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """16 hex digits of what decides a run's numbers: not its name, folder, stages, evaluation or machine."""
+    """16 hex digits of what decides a run's numbers: not its name, folder, stages, evaluation or kind of machine."""
     return hashlib.sha256(json.dumps(flat_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat_identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of what decides a run's numbers."""
-    return {key: value for key, value in _flat(config).items() if key.partition(".")[0] in _IDENTITY}
+    return {key: value for key, value in _flat(config).items() if _decides(key)}
 
 
 def differences(there: Config, here: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (value there, value here) of what `config_hash` covers and the two disagree on."""
     theirs, ours = _flat(there), _flat(here)
-    return {
-        key: (theirs[key], ours[key]) for key in ours if key.partition(".")[0] in _IDENTITY and theirs[key] != ours[key]
-    }
+    return {key: (theirs[key], ours[key]) for key in ours if _decides(key) and theirs[key] != ours[key]}
+
+
+def _decides(key: str) -> bool:
+    return key.partition(".")[0] in _IDENTITY or key == _DEVICES
 
 
 # ---- domains ----------------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ _DOMAINS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "pretrain.path_length pretrain.batch_size pretrain.log_every search.rounds search.walks search.cover_steps "
         "search.max_steps search.min_votes ppo.rounds ppo.epochs ppo.minibatches ppo.transitions ppo.path_length ppo.log_every "
         "distill.label_walks distill.transitions distill.path_length distill.steps distill.log_every "
-        "evaluation.contexts logic.paths",
+        "evaluation.contexts logic.paths trainer.devices",
     ),
     ("from 1 to 65,536", lambda x: 1 <= x <= 65_536, "reasoner.window"),
     ("from 1 to 1,024", lambda x: 1 <= x <= 1024, "trainer.threads"),
@@ -191,6 +194,7 @@ def check(config: Config) -> None:
     _check_names(config)
     _check_stages(config)
     _check_combinations(config)
+    _check_devices(config)
 
 
 def _check_names(config: Config) -> None:
@@ -267,6 +271,19 @@ def _check_combinations(config: Config) -> None:
         )
     if ppo.form == "sign" and ppo.reward == "outcome":
         raise InputError("ppo.reward is outcome, but ppo.form sign knows the process reward only; use ppo.form: clip")
+
+
+def _check_devices(config: Config) -> None:
+    devices, ppo, window = config.trainer.devices, config.ppo, config.reasoner.window
+    if devices == 1 and config.trainer.strategy == "ddp":
+        raise InputError("trainer.strategy is ddp, but trainer.devices is 1; use --trainer.devices 2 or more, or auto")
+    length = ("ppo.path_length", ppo.path_length) if window == 1 else ("reasoner.window", window)
+    paths = {f"ppo.transitions / {length[0]}": max(1, ppo.transitions // length[1])}
+    if window > 1:  # with window 1 pretraining sums counts: a device may be without walkers
+        paths["pretrain.batch_size"] = config.pretrain.batch_size
+    for key, number in paths.items():
+        if number < devices:
+            raise InputError(f"{key} is {number}; with trainer.devices {devices} it must be at least {devices}")
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ objective serves both feeders (THEORY, "Counts are sufficient"):
 - `counts` (B, T, N), how often each next state was seen after each context; `PathData` names the one that was, (B, T).
 
 With window 1 a batch is the N states and the transition counts n(x, y) of all sampled walks: one forward pass over N
-states gives the identical gradient of one over every sampled step.
+states gives the identical gradient of one over every sampled step. Where several ranks train, each samples its share of
+the walks; counts are summed and their rows dealt out, paths stay where they were sampled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mcot_torch.distributed import own_rows, share, stream, total
 from mcot_torch.randomness import generator
 from mcot_torch.walks import StepTable, pair_counts, walk_counts, walk_paths
 
@@ -27,8 +29,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 def count_batch(counts: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-    """(N, N) transition counts as a batch of window 1: states (N, 1), counts (N, 1, N)."""
-    return torch.arange(len(counts), device=counts.device)[:, None], counts[:, None].to(dtype)
+    """(N, N) transition counts as a batch of window 1: states (N, 1), counts (N, 1, N); of several ranks each its rows."""
+    mine = own_rows(len(counts))
+    return torch.arange(len(counts), device=counts.device)[mine, None], counts[mine, None].to(dtype)
 
 
 def path_batch(paths: Tensor, n_states: int) -> Batch:
@@ -49,9 +52,9 @@ class CountData(Dataset[Batch]):
     def __init__(
         self, table: StepTable, transitions: int, path_length: int, steps: int, seed: int, dtype: torch.dtype
     ) -> None:
-        draw = generator(seed, "pretrain", "counts", device=table.device)
-        starts = uniform_starts(max(1, round(transitions / path_length)), table.n_states, draw)
-        self.counts = walk_counts(table, starts, path_length, draw)  # (N, N)
+        draw = generator(seed, "pretrain", "counts", *stream(), device=table.device)
+        starts = uniform_starts(share(max(1, round(transitions / path_length))), table.n_states, draw)
+        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, N)
         self.batch = count_batch(self.counts, dtype)
         self.steps = steps
 
@@ -72,8 +75,8 @@ class PairData(Dataset[Batch]):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        draw = generator(self.seed, "pretrain", "pairs", step, device=self.table.device)
-        return count_batch(pair_counts(self.table, self.pairs, draw), self.dtype)
+        draw = generator(self.seed, "pretrain", "pairs", step, *stream(), device=self.table.device)
+        return count_batch(total(pair_counts(self.table, share(self.pairs), draw)), self.dtype)
 
 
 class PathData(Dataset[Batch]):
@@ -86,9 +89,9 @@ class PathData(Dataset[Batch]):
         return self.steps
 
     def paths(self, step: int) -> Tensor:
-        """(batch_size, length + 1) int64, the paths of one step."""
-        draw = generator(self.seed, "pretrain", "paths", step, device=self.table.device)
-        starts = torch.randint(self.table.n_states, (self.batch_size,), generator=draw, device=self.table.device)
+        """(batch_size, length + 1) int64, the paths of one step; of several ranks each its share of them."""
+        draw = generator(self.seed, "pretrain", "paths", step, *stream(), device=self.table.device)
+        starts = torch.randint(self.table.n_states, (share(self.batch_size),), generator=draw, device=self.table.device)
         return walk_paths(self.table, starts, self.length, draw)
 
     def __getitem__(self, step: int) -> Batch:

@@ -27,6 +27,7 @@ from mcot_torch.algorithms.search import search
 from mcot_torch.assumptions import check_assumptions, summary_lines
 from mcot_torch.chains import hitting_time
 from mcot_torch.config import STAGES, Config, resolve_run_dir
+from mcot_torch.distributed import barrier, is_first, joined, local_rank, local_world_size, world_size
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation import make_probe
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
@@ -93,8 +94,8 @@ def prepare(config: Config) -> Problem:
     return problem
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The device of a run; `auto` means CUDA where there is one, else the CPU."""
+def pick_device(accelerator: str, devices: int = 1) -> torch.device:
+    """The device of a run, of several this rank's; `auto` means CUDA where there is one, else the CPU."""
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("trainer.accelerator is cuda, and torch sees no CUDA device; use auto or cpu")
     use_cuda = accelerator != "cpu" and torch.cuda.is_available()
@@ -103,7 +104,16 @@ def pick_device(accelerator: str) -> torch.device:
             "[yellow]This machine has an NVIDIA driver, but torch is a build without CUDA: the GPU stays idle. "
             "Install torch from the CUDA index named on pytorch.org.[/yellow]"
         )
-    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+    if not use_cuda:
+        return torch.device("cpu")
+    here = 1 if devices == 1 else local_world_size()
+    there = torch.cuda.device_count()
+    if here > there:
+        raise InputError(
+            f"trainer.devices is {devices}, and torch sees {there} CUDA device{'s' * (there > 1)}; use at most as many, or "
+            "trainer.accelerator: cpu"
+        )
+    return torch.device("cuda", 0 if here == 1 else local_rank())
 
 
 def run(config: Config, command: list[str]) -> Path:
@@ -112,26 +122,35 @@ def run(config: Config, command: list[str]) -> Path:
     Raises:
         InputError: before any work, if anything in the configuration cannot be.
     """
-    from mcot_torch.report import evaluate_run
-
     torch.set_num_threads(config.trainer.threads)
     if config.trainer.deterministic:  # before CUDA is used; Lightning would do it for the steps of a stage alone
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     problem = prepare(config)
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer.accelerator, config.trainer.devices)
     check_memory(config, problem.graph.n_states, problem.scales, device)
     fresh = build_reasoner(config.reasoner, problem.graph.n_states, config.seed, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    folder = RunFolder.open(
-        resolve_run_dir(config), config, command, problem.graph.fingerprint(), f"{device.type}: {name}"
-    )
-    problem.graph.save(folder.path / "graph.npz")
-    _introduce(problem, fresh, folder, device)
-    with _naming(folder.path), closing(folder):
-        _run_stages(config, problem, fresh, folder)
-        with folder_seconds(folder, "evaluate"):
-            evaluate_run(folder.path, log_to=folder)
+    path = resolve_run_dir(config)
+    with joined(device, config.trainer.devices), _naming(path):
+        folder = RunFolder(path)
+        if is_first():
+            folder = RunFolder.open(path, config, command, problem.graph.fingerprint(), f"{device.type}: {name}")
+            problem.graph.save(path / "graph.npz")
+            _introduce(problem, fresh, folder, device)
+        barrier()
+        with closing(folder):
+            _run_stages(config, problem, fresh, folder)
+            if is_first():
+                _conclude(config, folder, command)
+    return path
+
+
+def _conclude(config: Config, folder: RunFolder, command: list[str]) -> None:
+    from mcot_torch.report import evaluate_run
+
+    with folder_seconds(folder, "evaluate"):
+        evaluate_run(folder.path, log_to=folder)
     evaluate = "python evaluate.py" if command[0].endswith(".py") else "mcot-evaluate"
     drawn = (("Report", f"{folder.path}/report.html"), ("Figures", f"{folder.path}/figures"))
     for what, command_line in (
@@ -140,12 +159,12 @@ def run(config: Config, command: list[str]) -> Path:
         ("Evaluate", f"{evaluate} {folder.path}"),
     ):
         say(f"{what:<8} {command_line}")
-    return folder.path
 
 
 def _introduce(problem: Problem, reasoner: Reasoner, folder: RunFolder, device: torch.device) -> None:
     graph, scales = problem.graph, problem.scales
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    where = f"{world_size()} x {where}" if world_size() > 1 else where
     say(f"Run      {folder.path}   on {where}, torch threads {torch.get_num_threads()}")
     say(
         f"Graph    N = {graph.n_states} states, K = {graph.n_clusters} clusters of at most M = {graph.cluster_size}, "
@@ -187,7 +206,8 @@ def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFo
         "ppo": lambda models: _ppo(config, problem, models, folder),
         "distill": lambda models: _distill(config, problem, models, folder),
     }
-    _ = folder.writer  # the events of earlier processes, before any new one
+    if is_first():
+        _ = folder.writer  # the events of earlier processes, before any new one
     for stage in config.stages:
         if folder.is_finished(stage):
             say(f"{stage:>8}  found in {folder.stage(stage)}")
@@ -196,7 +216,9 @@ def _run_stages(config: Config, problem: Problem, fresh: Reasoner, folder: RunFo
         begin = time.perf_counter()
         with folder_seconds(folder, stage):
             history, summary = runners[stage](models)
-        folder.finish(stage, history, **summary)
+        if is_first():
+            folder.finish(stage, history, **summary)
+        barrier()  # the next stage reads what this one left
         say(f"{stage:>8}  {time.perf_counter() - begin:5.1f} s  {_told(stage, history, summary)}")
 
 
@@ -216,7 +238,7 @@ def _told(stage: str, history: list[Metrics], summary: dict) -> str:
 def _pretrain(config: Config, problem: Problem, fresh: Reasoner, folder: RunFolder) -> tuple[list[Metrics], dict]:
     context = folder.context("pretrain", config, make_probe(problem.graph))
     history = pretrain(fresh, problem.graph, config.pretrain, context)
-    fresh.save(folder.stage("pretrain"))
+    folder.keep("pretrain", fresh)
     return history, {}
 
 
@@ -232,9 +254,10 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
             f"search found no hard step in {result.transitions:,} transitions; try a larger search.rounds or "
             f"search.max_steps, or a smaller search.min_votes; if the cut took them, more pretrain.steps or a smaller pretrain.threshold"
         )
-    PRM.from_search(problem.graph.n_states, result.edges).save(folder.stage("search") / "edges.csv")
+    if is_first():
+        PRM.from_search(problem.graph.n_states, result.edges).save(folder.stage("search") / "edges.csv")
     if config.search.mode == "rl":
-        reasoner.save(folder.stage("search"))
+        folder.keep("search", reasoner)
     return result.history, {"edges": len(result.edges), "transitions": result.transitions}
 
 
@@ -270,11 +293,11 @@ def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) ->
     if config.search.mode == "rl":
         reasoner = load_reasoner(folder.stage("search"), reasoner.device)
         if config.ppo.form == "sign":  # RL mode has raised every step already
-            reasoner.save(folder.stage("ppo"))
+            folder.keep("ppo", reasoner)
             return [{"step": 0, **context.probe(reasoner)}], {}  # type: ignore[misc]
     start, target = _start_and_target(problem)
     history = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
-    reasoner.save(folder.stage("ppo"))
+    folder.keep("ppo", reasoner)
     return history, {}
 
 
@@ -289,8 +312,9 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
         raise InputError(
             f"the student's clusters are no graph: {error}; use a larger distill.transitions, or train the teacher longer"
         ) from None
-    student.save(folder.stage("distill"))
-    graph.save(folder.stage("distill") / "graph.npz")
+    folder.keep("distill", student)
+    if is_first():
+        graph.save(folder.stage("distill") / "graph.npz")
     return history, {"n_clusters": student.n_states}
 
 

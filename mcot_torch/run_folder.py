@@ -21,8 +21,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mcot_torch.config import STAGES, Config, config_hash, differences, load_config, to_yaml
+from mcot_torch.distributed import is_first
 from mcot_torch.errors import InputError
 from mcot_torch.events import start_events
+from mcot_torch.reasoners import Reasoner
 from mcot_torch.saving import digest, read_json, refuse_links, write_text
 from mcot_torch.training import Context, Metrics, check_history, load_state
 from mcot_torch.version import __version__
@@ -157,7 +159,9 @@ class RunFolder:
         return manifest
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Note how long a stage took in this process."""
+        """Note how long a stage took in this process, the first of its ranks."""
+        if not is_first():
+            return
         manifest = self.manifest()
         manifest["seconds"][stage] = round(manifest["seconds"].get(stage, 0.0) + seconds, 2)
         self._save_manifest(manifest)
@@ -189,6 +193,11 @@ class RunFolder:
     def is_finished(self, name: str) -> bool:
         """Whether a stage has run to its end."""
         return (self.stage(name) / "metrics.json").exists()
+
+    def keep(self, name: str, model: Reasoner) -> None:
+        """Save a stage's model; of several ranks, which hold the same one, the first does."""
+        if is_first():
+            model.save(self.stage(name))
 
     def finish(self, name: str, history: list[Metrics], **summary: Any) -> None:
         """Mark a stage finished; its models must be saved before. The manifest notes the digest of each of its files."""
@@ -233,7 +242,8 @@ class RunFolder:
 
     def context(self, name: str, config: Config, probe: Callable | None = None) -> Context:
         """What a stage function needs to know of this run."""
-        return Context(config.seed, self.stage(name), config.trainer, probe, lambda line: self.log(name, line))
+        report = (lambda line: self.log(name, line)) if is_first() else None
+        return Context(config.seed, self.stage(name), config.trainer, probe, report)
 
     # ---- TensorBoard --------------------------------------------------------------------------------------------
 

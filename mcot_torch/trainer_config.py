@@ -14,6 +14,10 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """ "auto" means CUDA where there is one, else the CPU."""
+    devices: int = 1
+    """Processes that train together, each with a GPU or CPU thread of its own; they sample other numbers than one does."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices share the training; "auto" is "ddp" for more than one."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Of the network; bf16-mixed is faster on a GPU and costs about a tenth on the hard steps. Exact values are float64."""
     threads: int = 1

@@ -23,10 +23,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcot_torch.distributed import any_of, is_first, local_world_size, mean, world_size
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.progress import Bar, progress_bar
 from mcot_torch.reasoners.base import Reasoner
@@ -119,6 +121,7 @@ class Stage(L.LightningModule):
         self._pending: dict[str, Tensor] | None = None
         self._saved_at = self._logged_at = time.monotonic()
         self._samples = 0
+        self._bad: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set at every step by `learning_rate`."""
@@ -130,22 +133,42 @@ class Stage(L.LightningModule):
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None = None) -> None:
-        """One optimiser step on `loss`, which must be finite and have finite gradients."""
+    def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None = None) -> Tensor:
+        """One optimiser step on `loss`, which must be finite and have finite gradients.
+
+        Returns:
+            The mean of the ranks' losses, without a graph: the loss itself where there is one rank.
+        """
         optimizer = self._optimizer()
         optimizer.zero_grad()
         self.manual_backward(loss)
-        value = float(loss.detach())
+        loss = mean(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.reasoner.parameters(), clip_norm or torch.inf)
-        if not math.isfinite(value + float(norm)):
-            where = f"the last good state is {self.state_path}" if self.state_path else "no state was kept"
-            raise NonFiniteError(
-                f"{self.name}: loss {value:g} with gradient norm {float(norm):g} at step {self.step}; {where}; "
-                f"try a smaller {self.name}.learning_rate"
-            )
+        self._note_if_not_finite(loss, norm)
+        if loss.device.type == "cpu":
+            self.check_finite()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
+        return loss
+
+    def _note_if_not_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Keep (step, loss, norm) of the first bad step on the device: to look at every step would stall a GPU."""
+        now = torch.stack([torch.full_like(norm, self.step), loss, norm]).double()  # (3,)
+        if self._bad is None:
+            self._bad = torch.zeros_like(now)
+        self._bad = torch.where(self._bad.isfinite().all() & ~now.isfinite().all(), now, self._bad)
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteError` if a step's loss or gradient was not finite; called before anything is logged or saved."""
+        if self._bad is None or bool(self._bad.isfinite().all()):
+            return
+        step, loss, norm = self._bad.tolist()
+        where = f"the last good state is {self.state_path}" if self.state_path else "no state was kept"
+        raise NonFiniteError(
+            f"{self.name}: loss {loss:g} with gradient norm {norm:g} at step {step:.0f}; {where}; "
+            f"try a smaller {self.name}.learning_rate"
+        )
 
     def finish_step(self, metrics: Callable[[], Metrics], note: str = "", n_samples: int = 1) -> None:
         """Count the step; log when it is due; save when it is due.
@@ -156,6 +179,7 @@ class Stage(L.LightningModule):
         self.step += 1
         self._samples += n_samples
         if self.step % self.log_every == 0 or self.step == self.total:
+            self.check_finite()
             line = {"step": self.step, **metrics()}
             if self.context.probe is not None:
                 line |= self.context.probe(self.reasoner)
@@ -166,9 +190,11 @@ class Stage(L.LightningModule):
             self._samples, self._logged_at = 0, now
         if self.bar is not None:
             self.bar.update(self.step, note)
-        if self.stop_requested or time.monotonic() - self._saved_at > self.context.trainer.save_every:
+        due = time.monotonic() - self._saved_at > self.context.trainer.save_every
+        stop, due = any_of(self.stop_requested, due)
+        if stop or due:
             self.save()
-        if self.stop_requested:
+        if stop:
             raise KeyboardInterrupt
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -179,22 +205,23 @@ class Stage(L.LightningModule):
         return self.context.folder / "state.safetensors" if self.context.folder else None
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Tensors beside weights and optimiser that the stage needs to go on."""
+        """Tensors beside weights and optimiser that the stage needs to go on; asked on all ranks, the first one's count."""
         return {}
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `extra_state` gave."""
 
-    @rank_zero_only
     def save(self) -> None:
-        """Write the state, if the stage has a folder."""
+        """Write the state, if the stage has a folder; called on all ranks."""
+        self.check_finite()
         if self.state_path is None:
             return
         tensors = {f"model.{key}": value for key, value in self.reasoner.state_dict().items()}
         for index, slots in self._optimizer(wrapped=False).state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
         tensors |= {f"extra.{key}": value for key, value in self.extra_state().items()}
-        save_state(self.state_path, tensors, {"step": self.step, "total": self.total, "history": self.history})
+        if is_first():
+            save_state(self.state_path, tensors, {"step": self.step, "total": self.total, "history": self.history})
         self._saved_at = time.monotonic()
 
     def restore(self) -> None:
@@ -302,9 +329,14 @@ def _trainer(config: TrainerConfig, device: torch.device) -> L.Trainer:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*")  # its successor needs torch 2.13
+    alone = world_size() == 1
     return L.Trainer(
         accelerator=device.type,  # where the reasoner lies; "auto" would move it to MPS, which lacks float64
-        devices=1,
+        devices=1 if alone else local_world_size(),
+        num_nodes=1 if alone else world_size() // local_world_size(),
+        strategy="auto" if alone else DDPStrategy(broadcast_buffers=False),  # the support changes on all ranks alike
+        plugins=None if alone else TorchElasticEnvironment(),  # the ranks run already
         precision=config.precision,
         deterministic=config.deterministic,
         max_epochs=1,

@@ -25,7 +25,10 @@ from mcot_torch.config import (
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import build_graph, build_task
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    set((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    - {Path(__file__).parent.parent / "configs/sweep.yaml"}
+)
 LINEAR = "--reasoner.kind=linear"
 
 BAD_COMMAND_LINES = [

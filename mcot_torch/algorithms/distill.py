@@ -24,6 +24,7 @@ from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import avoid
 from mcot_torch.data import Batch, PairCounts, uniform_starts
+from mcot_torch.distributed import from_first, mean, share, stream, total
 from mcot_torch.errors import InputError
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Reasoner
@@ -118,15 +119,15 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
 
 
 def record_counts(reasoner: Reasoner, transitions: int, path_length: int, draw: torch.Generator) -> Tensor:
-    """(N, N) transition counts n(x, y) of the reasoner's own chain, from uniform starts."""
-    n_walkers = max(1, transitions // path_length)
+    """(N, N) transition counts n(x, y) of the reasoner's own chain, from uniform starts; ranks share the walkers."""
+    n_walkers = share(max(1, transitions // path_length))
     if reasoner.window == 1:
         starts = uniform_starts(n_walkers, reasoner.n_states, draw)
-        return walk_counts(reasoner.table(), starts, path_length, draw)
+        return total(walk_counts(reasoner.table(), starts, path_length, draw))
     starts = torch.randint(reasoner.n_states, (n_walkers,), generator=draw, device=reasoner.device)
     path = reasoner.generate(starts, path_length, draw)
     cells = (path[:, :-1] * reasoner.n_states + path[:, 1:]).reshape(-1)
-    return torch.bincount(cells, minlength=reasoner.n_states**2).double().view(reasoner.n_states, -1)
+    return total(torch.bincount(cells, minlength=reasoner.n_states**2).double()).view(reasoner.n_states, -1)
 
 
 class DistillStage(Stage):
@@ -145,10 +146,10 @@ class DistillStage(Stage):
     def training_step(self, batch: Batch) -> None:
         """One gradient step on all pairs."""
         states, counts = batch
-        loss = negative_log_likelihood(self.reasoner.log_probs(states).double(), counts)
+        loss = negative_log_likelihood(self.reasoner.log_probs(states).double(), counts, mean)
         rate = self.config.learning_rate * cosine(self.step, self.total)
-        self.update(loss, rate)
-        self.finish_step(lambda: {"loss": float(loss.detach()), "learning_rate": rate})
+        loss = self.update(loss, rate)
+        self.finish_step(lambda: {"loss": float(loss), "learning_rate": rate})
 
 
 def distill(
@@ -173,8 +174,8 @@ def distill(
     config, context = config or DistillConfig(), context or Context()
     if not len(prm.edges):
         raise InputError("the PRM knows no hard step: there are no clusters to distill; search longer first")
-    draw = generator(context.seed, "distill", device=teacher.device)
-    found = label_states(teacher, prm, scales, config.label_walks, draw)
+    draw = generator(context.seed, "distill", *stream(), device=teacher.device)
+    found = from_first(lambda: label_states(teacher, prm, scales, config.label_walks, draw), teacher.device)
     transitions = config.transitions or (1_000_000_000 if teacher.window == 1 else 2_000_000)
     counts = record_counts(teacher, transitions, config.path_length, draw)
     data = PairCounts(counts, found.labels, config.steps)

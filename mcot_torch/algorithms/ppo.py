@@ -19,8 +19,17 @@ from torch import Tensor
 
 from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import PRM, tilt_strength
-from mcot_torch.algorithms.rewards import Rollout, discount, gae_rollout, kl_weight, one_step_rollout, soft_values
+from mcot_torch.algorithms.rewards import (
+    Rollout,
+    discount,
+    gae_rollout,
+    kl_weight,
+    n_walkers,
+    one_step_rollout,
+    soft_values,
+)
 from mcot_torch.data import Steps
+from mcot_torch.distributed import largest, own_rows, share, stream, total, whole, world_size
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
@@ -133,7 +142,7 @@ class PPOStage(Stage):
     def extra_state(self) -> dict[str, Tensor]:
         """The reference, the values, the walkers, and the steps sampled so far."""
         state = {f"reference.{key}": value for key, value in self.reference.state_dict().items()}
-        walkers = {} if self.walkers is None else {"walkers": self.walkers}
+        walkers = {} if self.walkers is None else {"walkers": whole(self.walkers, self._n_walkers())}
         return {**state, **walkers, "values": self.values, "env_steps": torch.tensor(self.env_steps)}
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
@@ -145,7 +154,8 @@ class PPOStage(Stage):
             raise ValueError(f"it holds {len(values)} values of states, and there are {len(self.values)}")
         if walkers is not None and not bool(((walkers >= 0) & (walkers < len(values))).all()):
             raise ValueError(f"it holds a walker outside the states 0 .. {len(values) - 1}")
-        self.values, self.walkers = values.to(self.reasoner.device), walkers
+        self.values = values.to(self.reasoner.device)
+        self.walkers = None if walkers is None else walkers[own_rows(self._n_walkers())]
         self.env_steps = int(tensors["env_steps"])
 
     def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
@@ -176,8 +186,7 @@ class PPOStage(Stage):
             fresh = terminal[self.walkers.to(draw.device)]
             walkers = torch.where(fresh, self._starts(len(fresh), draw), self.walkers.to(draw.device))
         else:
-            length = self.config.path_length if self.reasoner.window == 1 else self.reasoner.window
-            walkers = self._starts(max(1, self.config.transitions // length), draw)
+            walkers = self._starts(share(self._n_walkers()), draw)
         rollout, self.values, self.walkers = gae_rollout(
             self.reasoner,
             self.reference,
@@ -191,13 +200,18 @@ class PPOStage(Stage):
         )
         return rollout
 
+    def _n_walkers(self) -> int:
+        """Walkers of all ranks together."""
+        return n_walkers(self.config, self.reasoner)
+
     def _starts(self, n_walkers: int, draw: torch.Generator) -> Tensor:
         law = self.start if self.start is not None else torch.ones(self.reasoner.n_states, dtype=torch.float64)
         return torch.multinomial(law.to(draw.device), n_walkers, replacement=True, generator=draw)
 
     def training_step(self, round_number: int) -> None:
         """One round; `round_number` equals `self.step`."""
-        draw = generator(self.context.seed, "ppo", self.step, device=self.reasoner.device)
+        self.check_finite()  # a policy that is not finite cannot be sampled
+        draw = generator(self.context.seed, "ppo", self.step, *stream(), device=self.reasoner.device)
         rollout = self.rollout(draw)
         self.env_steps += rollout.n_samples
         with torch.no_grad():
@@ -219,13 +233,15 @@ class PPOStage(Stage):
         log_p = self.reasoner.log_probs(part.states)
         visits = part.counts.sum(-1)
         if self.config.target_kl is not None:
-            moved = (kl_divergence(old, log_p.detach()) * visits).sum() / visits.sum().clamp_min(1)
-            if float(moved) > self.config.target_kl:
+            moved = kl_divergence(old, log_p.detach()) * visits
+            moved, seen = total(torch.stack([moved.sum(), visits.sum()]))
+            if float(moved / seen.clamp_min(1)) > self.config.target_kl:
                 return True
-        share = self.config.minibatches / n_samples  # the whole rollout normalises, not the minibatch
-        loss = -surrogate_of_rollout(log_p, old, part, self.config.clip) * share
+        # the whole rollout normalises, not the minibatch; ranks are averaged, so that each counts as all of them
+        weight = self.config.minibatches * world_size() / n_samples
+        loss = -surrogate_of_rollout(log_p, old, part, self.config.clip) * weight
         if self.config.entropy_coefficient:
-            loss = loss - self.config.entropy_coefficient * (entropy(log_p) * visits).sum() * share
+            loss = loss - self.config.entropy_coefficient * (entropy(log_p) * visits).sum() * weight
         self.update(loss, rate)
         return False
 
@@ -233,21 +249,22 @@ class PPOStage(Stage):
     def _measure(self, rollout: Rollout, old: Tensor, rate: float) -> Metrics:
         log_p = self.reasoner.log_probs(rollout.states)
         visits = rollout.counts.sum(-1)
-        weight = visits / visits.sum()
+        weight = visits / total(visits.sum())
         taken = (rollout.counts > 0) & (old > -torch.inf)
         ratio = torch.where(taken, log_p - old, 0.0).exp()
         clipped = ((ratio - 1).abs() > self.config.clip) & taken
+        moved = (log_p.exp() - self.reference.log_probs(rollout.states).exp()).abs().sum(-1) / 2
+        sums = (kl_divergence(old, log_p) * weight, clipped * rollout.counts, rollout.counts, entropy(log_p) * weight)
+        kl, n_clipped, n, mean_entropy = total(torch.stack([x.sum() for x in sums]))
         metrics = {
             "learning_rate": rate,
             "env_steps": self.env_steps,
             "mean_reward": rollout.mean_reward,
             "explained_variance": rollout.explained_variance,
-            "approx_kl": float((kl_divergence(old, log_p) * weight).sum()),
-            "clip_fraction": float((clipped * rollout.counts).sum() / rollout.counts.sum()),
-            "entropy": float((entropy(log_p) * weight).sum()),
-            "tv_to_pretrained_max": float(
-                ((log_p.exp() - self.reference.log_probs(rollout.states).exp()).abs().sum(-1) / 2).max()
-            ),
+            "approx_kl": float(kl),
+            "clip_fraction": float(n_clipped / n),
+            "entropy": float(mean_entropy),
+            "tv_to_pretrained_max": float(largest(moved.max())),
         }
         return metrics | self._distance(rollout)
 
@@ -255,17 +272,19 @@ class PPOStage(Stage):
         """How far the policy still is from the optimum of its objective, where that is known in closed form."""
         if self.config.entropy_coefficient or self.prm.noise or (self.gamma and self.reasoner.window > 1):
             return {}
-        log_ref = self.reference.log_probs(rollout.states).double()
-        weight = self.kl_weight(rollout.states, log_ref)
-        reward = self.reward()[rollout.states]
+        n = self.reasoner.n_states
+        states = torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
+        log_ref = self.reference.log_probs(states).double()
+        weight = self.kl_weight(states, log_ref)
+        reward = self.reward()[states]
         if self.gamma:
             _, optimum = soft_values(log_ref[:, 0], reward[:, 0], self.terminal(), self.gamma, weight[:, 0])
             optimum = optimum[:, None]
         else:
             optimum = (log_ref + reward / weight[..., None]).log_softmax(-1)
-        policy = self.reasoner.log_probs(rollout.states).double().exp()
+        policy = self.reasoner.log_probs(states).double().exp()
         distance = (policy - optimum.exp()).abs().sum(-1) / 2
-        return {"tv_to_optimum_max": float(distance[~self.terminal()[rollout.states]].max())}
+        return {"tv_to_optimum_max": float(largest(distance[~self.terminal()[states]].max()))}
 
 
 def ppo(

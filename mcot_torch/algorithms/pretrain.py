@@ -6,12 +6,15 @@ steps; the cut at c_thres between ε/4 and ε/2 leaves exactly the support; afte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcot_torch.algorithms.configs import PretrainConfig
 from mcot_torch.data import Batch, CountData, PairData, PathData
+from mcot_torch.distributed import from_first, mean, total
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
@@ -22,12 +25,16 @@ from mcot_torch.walks import StepTable
 __all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
 
 
-def negative_log_likelihood(log_p: Tensor, counts: Tensor) -> Tensor:
+def negative_log_likelihood(
+    log_p: Tensor, counts: Tensor, observed: Callable[[Tensor], Tensor] = lambda here: here
+) -> Tensor:
     """Mean −log p̂ of the observed steps: L(W) of Algorithm 1 on a sample.
 
     Args:
         log_p: (..., N) log-probabilities, −inf where a step is cut.
         counts: (..., N) how often each step was observed, or (...) int64, the one next state that was.
+        observed: turns the number of observations here into the divisor: the mean over ranks, where each has a part of
+            the sample, makes the mean of their losses and gradients that of the whole.
 
     Returns:
         Scalar; observations of cut steps are left out of it.
@@ -35,9 +42,9 @@ def negative_log_likelihood(log_p: Tensor, counts: Tensor) -> Tensor:
     if counts.dim() < log_p.dim():
         chosen = log_p.gather(-1, counts[..., None])[..., 0]
         kept = chosen > -torch.inf
-        return -torch.where(kept, chosen, 0.0).sum() / kept.sum()
+        return -torch.where(kept, chosen, 0.0).sum() / observed(kept.sum())
     seen = (counts > 0) & (log_p > -torch.inf)
-    return -(torch.where(seen, log_p, 0.0) * counts).sum() / torch.where(seen, counts, 0.0).sum()
+    return -(torch.where(seen, log_p, 0.0) * counts).sum() / observed(torch.where(seen, counts, 0.0).sum())
 
 
 def default_threshold(scales: Scales) -> float:
@@ -86,12 +93,14 @@ class PretrainStage(Stage):
         if self.step == self.config.steps:
             self.cut()
         log_p = self.reasoner.log_probs(states)
-        loss = negative_log_likelihood(log_p.to(counts.dtype) if counts.is_floating_point() else log_p.float(), counts)
+        loss = negative_log_likelihood(
+            log_p.to(counts.dtype) if counts.is_floating_point() else log_p.float(), counts, mean
+        )
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
-        self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
+        loss = self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
         if self.step + 1 == self.total:
             self.cut()
-        self.finish_step(lambda: {"loss": float(loss.detach()), "learning_rate": self.rate * decay})
+        self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.
@@ -100,11 +109,14 @@ class PretrainStage(Stage):
         """
         if isinstance(self.data, PathData):
             contexts = torch.cat([self.data.paths(len(self.data) + i)[:, :-1] for i in range(_CUT_BATCHES)])
-            kernel, visits, _ = self.reasoner.context_kernel(contexts)
+            here, seen_here, _ = self.reasoner.context_kernel(contexts)
+            visits = total(seen_here)
+            # a rank's weight is its share of the visits: exactly 1 where there is one rank
+            kernel = total(here * (seen_here / visits.clamp_min(1))[:, None])
             kernel[visits == 0] = 1.0
         else:
             kernel = self.reasoner.kernel()
-        self.reasoner.cut_(kernel, self.threshold)
+        self.reasoner.cut_(from_first(lambda: kernel, kernel.device), self.threshold)
 
 
 def pretrain(

@@ -20,6 +20,7 @@ from torch import Tensor
 from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import tilt_strength
 from mcot_torch.data import count_batch, path_batch, uniform_starts
+from mcot_torch.distributed import share, total
 from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.scales import Scales
 from mcot_torch.walks import walk_counts
@@ -27,12 +28,12 @@ from mcot_torch.walks import walk_counts
 KLWeight = Callable[[Tensor, Tensor], Tensor]
 """λ of each context: (states (B, T), log p_ref (B, T, N)) -> (B, T)."""
 
-__all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "one_step_rollout", "soft_values"]
+__all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "n_walkers", "one_step_rollout", "soft_values"]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """B × T contexts and what was sampled after each.
+    """B × T contexts and what was sampled after each; of several ranks each holds its part, the last three are of all.
 
     Attributes:
         states: (B, T) int64, contexts.
@@ -76,13 +77,13 @@ def penalised(reward: Tensor, log_old: Tensor, log_ref: Tensor, weight: Tensor) 
 
 
 def _explained(returns: Tensor, baseline: Tensor, weight: Tensor) -> float:
-    total = weight.sum()
-    mean = (returns * weight).sum() / total
-    variance = ((returns - mean) ** 2 * weight).sum() / total
+    def means(*values: Tensor) -> Tensor:
+        return total(torch.stack([(x * weight).sum() for x in values])) / total(weight.sum())
+
     residual = returns - baseline
-    offset = (residual * weight).sum() / total
-    left = ((residual - offset) ** 2 * weight).sum() / total
-    return float(1 - left / variance) if variance > 0 else 0.0
+    mean, offset = means(returns, residual)
+    variance, left = means((returns - mean) ** 2, (residual - offset) ** 2).tolist()
+    return 1 - left / variance if variance > 0 else 0.0
 
 
 def one_step_rollout(
@@ -96,8 +97,9 @@ def one_step_rollout(
     """gamma = 0: sample on-policy from uniform starts; the advantage of a step is its reward less the row's exact mean."""
     dtype = next(reasoner.parameters()).dtype
     if reasoner.window == 1:
-        starts = uniform_starts(max(1, config.transitions // config.path_length), reasoner.n_states, draw)
-        states, counts = count_batch(walk_counts(reasoner.table(), starts, config.path_length, draw), dtype)
+        starts = uniform_starts(share(n_walkers(config, reasoner)), reasoner.n_states, draw)
+        walked = walk_counts(reasoner.table(), starts, config.path_length, draw)
+        states, counts = count_batch(total(walked), dtype)
     else:
         states, counts = path_batch(_sample_paths(reasoner, config, draw), reasoner.n_states)
     log_old = reasoner.log_probs(states).double()
@@ -106,23 +108,33 @@ def one_step_rollout(
     value = penalised(paid, log_old, log_ref, weight_of(states, log_ref))
     baseline = (log_old.exp() * value).sum(-1, keepdim=True)
     gain = (counts * (value - baseline)).to(dtype)
+    n_samples, earned = total(torch.stack([counts.double().sum(), (counts * paid).double().sum()])).tolist()
     return Rollout(
         states,
         counts,
         gain.clamp_min(0),
         (-gain).clamp_min(0),
-        int(counts.double().sum()),
-        float((counts * paid).double().sum() / counts.double().sum()),
+        int(n_samples),
+        earned / n_samples,
         _explained(value, baseline.expand_as(value), counts.double()),
     )
 
 
+def path_length(config: PPOConfig, reasoner: Reasoner) -> int:
+    """Steps of each sampled walk."""
+    return config.path_length if reasoner.window == 1 else reasoner.window
+
+
+def n_walkers(config: PPOConfig, reasoner: Reasoner) -> int:
+    """Walks of a rollout, those of all ranks together."""
+    return max(1, config.transitions // path_length(config, reasoner))
+
+
 def _sample_paths(reasoner: Reasoner, config: PPOConfig, draw: torch.Generator, starts: Tensor | None = None) -> Tensor:
-    length = config.path_length if reasoner.window == 1 else reasoner.window
-    n_walkers = max(1, config.transitions // length)
     if starts is None:
-        starts = torch.randint(reasoner.n_states, (n_walkers,), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, length, draw)
+        n = share(n_walkers(config, reasoner))
+        starts = torch.randint(reasoner.n_states, (n,), generator=draw, device=reasoner.device)
+    return reasoner.generate(starts, path_length(config, reasoner), draw)
 
 
 def gae(reward: Tensor, done: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -190,20 +202,21 @@ def gae_rollout(
     advantage = gae(paid, done, value, gamma, config.gae_lambda)
     returns = advantage + value[:, :-1]
     weight = valid.double()
-    visits = torch.zeros_like(values).index_add_(0, states.reshape(-1), weight.reshape(-1))
-    total = torch.zeros_like(values).index_add_(0, states.reshape(-1), (weight * returns).reshape(-1))
-    new_values = torch.where(visits > 0, total / visits.clamp_min(1), values)
+    visits = total(torch.zeros_like(values).index_add_(0, states.reshape(-1), weight.reshape(-1)))
+    returned = total(torch.zeros_like(values).index_add_(0, states.reshape(-1), (weight * returns).reshape(-1)))
+    new_values = torch.where(visits > 0, returned / visits.clamp_min(1), values)
     dtype = next(reasoner.parameters()).dtype
     parts = (weight, weight * advantage.clamp_min(0), weight * (-advantage).clamp_min(0))  # each (B, T)
     if table:  # samples of the same step share its ratio: sum them
         cells, empty = (states * n + after).reshape(-1), torch.zeros(n * n, dtype=torch.float64, device=states.device)
-        counts, up, down = (empty.index_add(0, cells, x.reshape(-1)).view(n, 1, n).to(dtype) for x in parts)
+        summed = (total(empty.index_add(0, cells, x.reshape(-1))).view(n, n) for x in parts)
+        (contexts, counts), (_, up), (_, down) = (count_batch(x, dtype) for x in summed)  # a rank's rows of all walks
     else:
         taken = F.one_hot(after, n)
         counts, up, down = ((taken * x[..., None]).to(dtype) for x in parts)
-    mean_reward = float((reward[states, after] * weight).sum() / weight.sum())
+    n_samples, earned = total(torch.stack([weight.sum(), (reward[states, after] * weight).sum()])).tolist()
     explained = _explained(returns, value[:, :-1], weight)
-    rollout = Rollout(contexts, counts, up, down, int(weight.sum()), mean_reward, explained)
+    rollout = Rollout(contexts, counts, up, down, int(n_samples), earned / n_samples, explained)
     ended = torch.where(done.any(1), after.gather(1, done.int().argmax(1, keepdim=True))[:, 0], paths[:, -1])
     return rollout, new_values, ended
 
@@ -212,8 +225,7 @@ def discount(config: PPOConfig, reasoner: Reasoner) -> float:
     """gamma; by default 0 for the process reward and 1 − 1/(length of a rollout's walks) for the outcome reward."""
     if config.gamma is not None:
         return config.gamma
-    length = config.path_length if reasoner.window == 1 else reasoner.window
-    return 1.0 - 1.0 / length if config.reward == "outcome" else 0.0
+    return 1.0 - 1.0 / path_length(config, reasoner) if config.reward == "outcome" else 0.0
 
 
 def soft_values(

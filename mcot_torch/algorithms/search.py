@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcot_torch.algorithms.configs import SearchConfig
+from mcot_torch.distributed import from_first, is_first
 from mcot_torch.progress import progress_bar
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
@@ -143,7 +145,8 @@ def search(
     votes: dict[tuple[int, int], int] = {}
     transitions, done, history = 0, 0, []
     path = context.folder / "state.safetensors" if context.folder else None
-    if path is not None and (state := load_state(path)) is not None:
+    # ranks walk together, or one would find the state that another has written since
+    if path is not None and (state := from_first(lambda: load_state(path))) is not None:
         try:
             coverage, votes = _checked(*state, reasoner)
             transitions, done, history = (state[1][key] for key in ("transitions", "done", "history"))
@@ -159,7 +162,9 @@ def search(
             starts = torch.multinomial(least, size, replacement=True, generator=draw)
             known = _accepted(votes, config.min_votes)
             policy = avoid(known, reasoner) if one_by_one and len(known) else None
-            found, clusters, cost = search_rounds(reasoner, starts, config, draw, policy)
+            found, clusters, cost = from_first(
+                partial(search_rounds, reasoner, starts, config, draw, policy), reasoner.device
+            )
             coverage += clusters.sum(0)
             for steps in found:
                 for edge in steps:
@@ -172,7 +177,7 @@ def search(
             history.append(line)
             if context.report is not None:
                 context.report(line)
-            if path is not None:
+            if path is not None and is_first():
                 model = {f"model.{key}": x for key, x in reasoner.state_dict().items()} if one_by_one else {}
                 meta = {"transitions": transitions, "done": done, "history": history}
                 meta["votes"] = [[*edge, n] for edge, n in votes.items()]
