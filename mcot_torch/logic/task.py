@@ -51,9 +51,13 @@ def build_actions(config: LogicConfig, graph_config: GraphConfig, graph: Metasta
     """The actions that `config` puts on `graph`, which `graph_config` built; None where it names no group.
 
     Raises:
-        InputError: a group that does not exist or is trivial, or `concept` on a graph without hidden bits.
+        InputError: a group that does not exist or is trivial, or `concept` without a group or on a graph without hidden bits.
     """
     if config.group is None:
+        if config.actions == "concept":
+            raise InputError(
+                "logic.actions is concept, but logic.group is null, so that nothing acts; set logic.group: Z2"
+            )
         return None
     group = named_group(config.group)
     if group.order == 1:

@@ -231,6 +231,8 @@ def test_site_builds_without_a_warning_and_all_links_hold(tmp_path):
             target = target / "index.html" if target.is_dir() else target
             assert target.is_file(), f"{path.relative_to(tmp_path)}: {address}"
             if parts.fragment and target.suffix == ".html":
-                assert unquote(parts.fragment) in pages[target].ids | {"__top"}, f"{path.relative_to(tmp_path)}: {address}"
+                assert unquote(parts.fragment) in pages[target].ids | {"__top"}, (
+                    f"{path.relative_to(tmp_path)}: {address}"
+                )
             checked += 1
     assert checked > 1000

@@ -351,6 +351,7 @@ def test_actions_of_a_configuration():
     for logic, message in (
         (LogicConfig("Z2", "concept"), "logic.actions is concept, but graph.family is circulant"),
         (LogicConfig("Z1"), "logic.group is 'Z1', of one element"),
+        (LogicConfig(actions="concept"), "logic.actions is concept, but logic.group is null"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             build_actions(logic, plain, graph)
