@@ -23,7 +23,7 @@ def walk_rates(settings: Settings) -> Row:
     walkers = settings.size(4096 if device == "cpu" else 2**22, 64)
     many, steps = settings.size(2**20, 4096), settings.size(256 if device == "cpu" else 64, 8)
     graph = build_graph(GraphConfig(n_clusters=k, cluster_size=m, epsilon=1e-3))
-    table, dense = StepTable.from_graph(graph, device), torch.from_numpy(graph.kernel()).to(device)
+    table = StepTable.from_graph(graph, device)
     draw = torch.Generator(device).manual_seed(0)
     start = torch.randint(table.n_states, (walkers,), generator=draw, device=device)
     few_starts = torch.bincount(start, minlength=table.n_states).double()
@@ -32,11 +32,12 @@ def walk_rates(settings: Settings) -> Row:
     def rows(n: int) -> object:
         state = start
         for _ in range(n):
-            state = torch.multinomial(dense[state], 1, generator=draw)[:, 0]
+            column = torch.multinomial(table.probabilities[state], 1, generator=draw)
+            state = table.successors[state].gather(1, column)[:, 0]
         return state
 
     def in_numpy() -> object:
-        with mock.patch.object(walks, "_compiled", return_value=None):
+        with mock.patch.object(walks, "_compiled", lambda: None):  # noqa: PT008
             return TableWalker(table, start, draw).advance(steps)
 
     loop = "torch" if device == "cuda" else "numba" if walks._compiled() else "NumPy"
@@ -47,14 +48,14 @@ def walk_rates(settings: Settings) -> Row:
     works += [
         Work("counts of the same walkers", lambda: walk_counts(table, few_starts, steps, draw), walkers * steps, True),
         Work(counted, lambda: walk_counts(table, many_starts, steps, draw), float(many_starts.sum()) * steps, True),
-        Work("torch.multinomial", lambda: rows(2), walkers * 2),
+        Work("torch.multinomial", lambda: rows(8), walkers * 8, note="on lists of successors"),
     ]
     skipped: list[str] = []
     if device == "cpu" and (quantecon := peer("quantecon", skipped)):
         chain, begin = quantecon.MarkovChain(graph.to_scipy().tocsr()), start.numpy()
         works.append(Work("QuantEcon simulate", lambda: chain.simulate(steps, init=begin), walkers * steps))
     if device == "cpu" and (deeptime := peer("deeptime.markov.msm", skipped)):
-        model, length = deeptime.MarkovStateModel(dense.numpy()), settings.size(2000, 20)
+        model, length = deeptime.MarkovStateModel(graph.kernel()), settings.size(2000, 20)
         works.append(Work("deeptime simulate", lambda: model.simulate(length, start=0), length))
     setup = f"K = {k}, M = {m}, ε = 1e-3; {walkers:,} walkers of {steps} steps"
     row = Row("walks", "walks", setup, "steps", race(works, settings), skipped=skipped)

@@ -190,7 +190,8 @@ class Stage(L.LightningModule):
             self._samples, self._logged_at = 0, now
         if self.bar is not None:
             self.bar.update(self.step, note)
-        due = time.monotonic() - self._saved_at > self.context.trainer.save_every
+        # the last step always: a signal from here on finds nobody who looks at stop_requested but `fit`
+        due = self.step == self.total or time.monotonic() - self._saved_at > self.context.trainer.save_every
         stop, due = any_of(self.stop_requested, due)
         if stop or due:
             self.save()
@@ -257,11 +258,6 @@ class Stage(L.LightningModule):
             state.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self._pending = None
-
-    def on_train_end(self) -> None:
-        """A signal after the last step was looked at: saved here, raised by `fit`."""
-        if self.stop_requested:
-            self.save()
 
 
 def _check_tensors(tensors: dict[str, Tensor], reasoner: Reasoner) -> None:

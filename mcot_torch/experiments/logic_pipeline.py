@@ -273,9 +273,12 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         axis.set_xticks(range(len(_MODELS)), _MODELS, rotation=20)
         where = f"lift of K = {part[0]['K']} units" if group == _LIFT else "circulant, random actions"
         axis.set(
-            ylim=(0, 1.06), title=f"{group[0]}$_{group[1:]}$, {where}", ylabel="share of walks with the right value"
+            ylim=(0, 1.3),
+            yticks=np.linspace(0, 1, 6),
+            title=f"{group[0]}$_{group[1:]}$, {where}",
+            ylabel="share of walks with the right value",
         )
-    legend(axes[0], "upper right")
+    legend(axes[0], "upper left")
     return fig
 
 

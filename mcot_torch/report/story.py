@@ -1,6 +1,7 @@
 """The report of one run: from base chain to student, in six questions, seven where hard steps compute.
 
-Here the head of the page and the first three. Every sentence is computed from this run's numbers; a stage that has not run leaves a question open and says so.
+Here the head of the page and the first three. Every sentence is computed from this run's numbers; a stage that has not run
+leaves a question open and says so.
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ import pytest
 from mcot_torch import cli, progress
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "--graph.n_clusters 4 --graph.cluster_size 6 --graph.epsilon 0.02 --graph.epsilon_max 0.15 --reasoner.kind linear "
-    "--pretrain.steps 300 --pretrain.steps_after_cut 20 --pretrain.transitions 10000000 --stages pretrain,search "
-    "--evaluation.walks 50 --evaluation.figures false"
-).split()
+TINY = """
+    --graph.n_clusters 4 --graph.cluster_size 6 --graph.epsilon 0.02 --graph.epsilon_max 0.15 --reasoner.kind linear
+    --pretrain.steps 300 --pretrain.steps_after_cut 20 --pretrain.transitions 10000000 --stages pretrain,search
+    --evaluation.walks 50 --evaluation.figures false"""
 
 
 class Terminal(io.StringIO):
@@ -77,7 +76,7 @@ def test_say_prints_as_it_is(out):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json") / "run"
-    command = [sys.executable, "train.py", "--json", *TINY, "--run_dir", str(folder)]
+    command = [sys.executable, "train.py", "--json", *TINY.split(), "--run_dir", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     return folder, result
