@@ -35,7 +35,7 @@ from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.saving import READ_ERRORS, read_tensors, save_tensors
 from mcot_torch.trainer_config import TrainerConfig
 
-__all__ = ["Context", "Stage", "cosine", "fit", "load_state", "save_state"]
+__all__ = ["Context", "Stage", "cosine", "fit", "interruptible", "load_state", "save_state"]
 
 Metrics = dict[str, float]
 
@@ -289,7 +289,7 @@ def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
         stage.bar.update(stage.step)
         device = stage.reasoner.device
         try:
-            with _interruptible(stage):
+            with interruptible(stage):
                 trainer.fit(stage, loader)
             if stage.stop_requested:
                 raise KeyboardInterrupt
@@ -301,8 +301,11 @@ def fit(stage: Stage, data: Dataset[Any]) -> list[Metrics]:
 
 
 @contextmanager
-def _interruptible(stage: Stage) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the stage after the step in hand, its state saved; a second one ends it at once."""
+def interruptible(stage: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stage.stop_requested`, which the body looks at after each step; a second one ends it at once.
+
+    An exception out of a handler could be swallowed by whatever is running, such as a compiler; a flag cannot.
+    """
 
     def request(number: int, frame: object) -> None:
         if stage.stop_requested:

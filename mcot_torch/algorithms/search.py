@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
 from mcot_torch.saving import READ_ERRORS
 from mcot_torch.scales import Scales
-from mcot_torch.training import Context, load_state, save_state, unreadable
+from mcot_torch.training import Context, interruptible, load_state, save_state, unreadable
 
 __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
 
@@ -154,7 +155,8 @@ def search(
                 reasoner.load_state_dict({k.removeprefix("model."): x for k, x in state[0].items() if k != "coverage"})
         except (*READ_ERRORS, RuntimeError) as error:
             raise unreadable(path, " ".join(str(error).split())[:200]) from None
-    with progress_bar("search", config.rounds, context.trainer.progress) as bar:
+    watch = SimpleNamespace(stop_requested=False)
+    with progress_bar("search", config.rounds, context.trainer.progress) as bar, interruptible(watch):
         while done < config.rounds:
             size = min(chunk, config.rounds - done)
             draw = generator(context.seed, "search", done, device=reasoner.device)
@@ -183,6 +185,8 @@ def search(
                 meta["votes"] = [[*edge, n] for edge, n in votes.items()]
                 save_state(path, {"coverage": coverage, **model}, meta)
             bar.update(done, f"{len(edges)} hard steps")
+            if watch.stop_requested:
+                raise KeyboardInterrupt
     edges = _accepted(votes, config.min_votes)
     return SearchResult(
         edges, torch.tensor([votes[x, y] for x, y in edges.tolist()], dtype=torch.int64), transitions, history

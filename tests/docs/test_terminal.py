@@ -117,6 +117,7 @@ def test_an_error_leaves_stdout_empty(capsys, tmp_path):
     assert "holds no run" in captured.err
 
 
+@pytest.mark.slow
 def test_nobody_reads_any_more(trained):
     """`evaluate.py RUN | true`: one line, no traceback."""
     command = f"{sys.executable} evaluate.py {trained[0]} --walks 20 --figures false | true; exit ${{PIPESTATUS[0]}}"
