@@ -145,6 +145,7 @@ def fake_train(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "child_command", lambda prog, words: [sys.executable, str(script), *words])
 
 
+@pytest.mark.slow
 def test_table_failure_and_resume(spec, fake_train, capsys):
     path = str(spec("name: s\ngrid: {graph.epsilon: [0.01, 0.02], seed: [0, 1, 2]}"))
     assert main([path, "--jobs", "2"]) == 1

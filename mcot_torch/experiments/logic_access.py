@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -174,7 +175,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     grid = sorted(settings.n_units)
     k = grid[-1]
     for i, (access, name) in enumerate(_NAMES.items()):
-        look = {"color": COLOURS[i], "marker": _MARKS[access], "ms": 4.5, "mfc": "none", "lw": 1.2}
+        look: dict[str, Any] = {"color": COLOURS[i], "marker": _MARKS[access], "ms": 4.5, "mfc": "none", "lw": 1.2}
         part = select(rows, access=access, learner="mlp")
         means = [float(np.mean([r["loss"] for r in select(part, K=size)])) for size in grid]
         by_size.plot(grid, means, label=name, **look)

@@ -101,7 +101,9 @@ def test_tensorboard_shows_charts_texts_and_figures(run):
         for chart, (_, patterns) in charts.items():
             for pattern in patterns:  # a metric that is renamed leaves its chart empty
                 assert any(re.match(pattern, tag) for tag in tags["scalars"]), f"{title}: {chart}: {pattern}"
-    assert {"run/configuration/text_summary", "run/manifest/text_summary", "run/result/text_summary"} <= set(tags["tensors"])
+    assert {"run/configuration/text_summary", "run/manifest/text_summary", "run/result/text_summary"} <= set(
+        tags["tensors"]
+    )
     assert set(tags["images"]) == {f"figures/{p.stem}" for p in (folder / "figures").glob("*.png")}
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 

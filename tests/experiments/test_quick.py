@@ -53,7 +53,10 @@ NEAR = {
 LARGEST_FIGURE = 120_000  # bytes; they are copied into docs/
 
 
-@pytest.mark.parametrize("name", PAPER)
+LONG = ("prop_4_1_4_2", "thm_4_3", "logic_access")  # they train
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in PAPER])
 def test_quick(name, tmp_path):
     experiment = load(name)
     result = run(experiment, experiment.quick(), tmp_path / name)

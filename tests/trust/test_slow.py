@@ -1,4 +1,4 @@
-"""The long ones: kills at random moments of every stage; and a taste of the fuzzing in the default tests."""
+"""The long ones: kills at random moments of every stage; and a taste of the fuzzing."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def test_signals_in_every_stage():
     assert int(re.search(r"(\d+) of \1 SIGTERM survived", told)[1]) >= 8
 
 
+@pytest.mark.slow
 def test_a_taste_of_fuzzing():
     told = script("fuzz.py", "--inputs", "150")
     assert re.findall(r"^(.*?) +150 inputs", told, re.MULTILINE) == ["edge list", "graph", "run folder", "state"]
