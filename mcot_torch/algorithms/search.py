@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mcot_torch.algorithms.configs import SearchConfig
-from mcot_torch.distributed import from_first, is_first
+from mcot_torch.distributed import any_of, from_first, is_first
 from mcot_torch.progress import progress_bar
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
@@ -185,7 +185,7 @@ def search(
                 meta["votes"] = [[*edge, n] for edge, n in votes.items()]
                 save_state(path, {"coverage": coverage, **model}, meta)
             bar.update(done, f"{len(edges)} hard steps")
-            if watch.stop_requested:
+            if any_of(watch.stop_requested)[0]:  # all ranks together, or the others would wait for this one
                 raise KeyboardInterrupt
     edges = _accepted(votes, config.min_votes)
     return SearchResult(

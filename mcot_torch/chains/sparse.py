@@ -3,7 +3,7 @@
 First the insides of all clusters at once, where there are labels. Then the portals in rounds of independent sets with few
 neighbours, which is a minimum-degree ordering: a ring of clusters, a path or a tree it eliminates nearly to nothing.
 What fills up is a core: solved as a dense matrix, by GTH as well, or by sparse LU where that can prove its answer
-(refined.py). No threads are made here; numpy's BLAS decides, and with blocks this small one thread is best.
+(refined.py). No threads are made here; numpy's BLAS decides.
 
 Not here: the layers themselves (layers.py), and what the solutions mean (hitting.py, stationary.py, meta_chain.py).
 """
