@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,30 @@ _NUMBERS = ["number", "value", "95 % interval", "theory", "counts as confirmed"]
 
 
 def write_docs(results: Path, docs: Path) -> Path:
-    """Write docs/results.md and copy the figures to docs/figures; what has no result is named as missing."""
+    """Write docs/results.md and copy the figures to docs/figures.
+
+    An experiment without a result in `results` keeps the section that it has, which says itself what it was measured with;
+    if it has none either, it is named as missing.
+    """
     figures = docs / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    path = docs / "results.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
     found = {name: _result(results / name) for name in PAPER + BEYOND}
-    parts = [_HEAD.format(results=f"`{results.name}/`"), _overview(found)]
+    parts = [_HEAD.format(results=f"`{results.name}/`"), _overview(found, before)]
     for heading, names in (("The paper's claims", PAPER), ("Beyond the paper", BEYOND)):
         if names:
             parts.append(f"## {heading}\n")
         for name in names:
             result = found[name]
             if result is None:
-                parts.append(_missing(name))
+                parts.append(_section_of(before, name) or _missing(name))
                 continue
             shown = []
             for file in sorted((results / name).glob("figure*.png")):
                 shown.append(f"{name}{file.stem.removeprefix('figure')}.png")
                 shutil.copyfile(file, figures / shown[-1])
             parts.append(_section(result, shown))
-    path = docs / "results.md"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("\n".join(parts), encoding="utf-8")
     temporary.replace(path)
@@ -57,9 +63,18 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def _overview(found: dict[str, dict[str, Any] | None]) -> str:
+def _section_of(text: str, name: str) -> str:
+    """The section of an experiment in an earlier results.md; empty where it has none, or one that says "missing"."""
+    section = re.search(rf'<a id="{name}"></a>\n.*?(?=\n<a id="|\n## |\Z)', text, re.DOTALL)
+    return section[0].rstrip("\n") + "\n" if section and "**Missing**" not in section[0] else ""
+
+
+def _overview(found: dict[str, dict[str, Any] | None], before: str) -> str:
     lines = ["| experiment | claim | verdict |", "|---|---|---|"]
     for name, result in found.items():
+        if result is None and _section_of(before, name):
+            lines += re.findall(rf"^\| \[{name}\]\(.*$", before, re.MULTILINE)
+            continue
         title, verdict = (result["title"], result["verdict"]) if result else (load(name).title, "missing")
         lines.append(f"| [{name}](#{name}) | {title} | {verdict} |")
     return "\n".join(lines) + "\n"

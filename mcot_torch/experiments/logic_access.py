@@ -202,8 +202,8 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
         axis.set_ylim(-0.04, 1.08)
     by_size.set_xticks(grid)
     on_samples.set_xticks(grid)
-    legend(by_size, "center left")
-    legend(by_query, "center right")
+    legend(by_size, "center right")
+    legend(by_query, "lower right")
     legend(on_samples, "upper left")
     return fig
 

@@ -226,3 +226,10 @@ def test_docs_command(tmp_path, capsys):
     words = ["docs", "--results_dir", str(tmp_path / "results"), "--docs_dir", str(tmp_path / "docs")]
     assert main(words) == 0
     assert (tmp_path / "docs/results.md").exists()
+
+
+def test_docs_keep_a_section_whose_result_lies_elsewhere(squares, tmp_path):
+    run(squares[0], Settings(), tmp_path / "here/prop_2_1")
+    first = write_docs(tmp_path / "here", tmp_path / "docs").read_text()
+    again = write_docs(tmp_path / "elsewhere", tmp_path / "docs").read_text()
+    assert again == first.replace("`here/`", "`elsewhere/`")
