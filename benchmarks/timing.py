@@ -199,7 +199,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(pages, 1),
         "gpu": gpu,
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
