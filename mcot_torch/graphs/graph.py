@@ -346,7 +346,7 @@ class MetastableGraph:
         if self.names is not None:
             arrays["names"] = np.array(self.names, dtype=np.str_)
         with whole_file(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> MetastableGraph:
