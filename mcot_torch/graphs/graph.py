@@ -346,7 +346,7 @@ class MetastableGraph:
         if self.names is not None:
             arrays["names"] = np.array(self.names, dtype=np.str_)
         with whole_file(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no key is allow_pickle
 
     @classmethod
     def load(cls, path: str | Path) -> MetastableGraph:
