@@ -114,13 +114,28 @@ def _run(experiments: list[Any], words: list[str]) -> int:
             settings = getattr(options, "settings", None) or (
                 experiment.quick() if options.quick else experiment.settings()
             )
-            told = shlex.join([*PROG.split(), experiment.name, *words])
+            told = shlex.join([*PROG.split(), experiment.name, *_deciding(words)])
             result = run(experiment, settings, folder / experiment.name, pool, options.overwrite, told)
             console.print(
                 f"{experiment.name:>14}  {result['seconds']:6.1f} s  [bold]{result['verdict']}[/]: {result['why']}",
                 highlight=False,
             )
     return 0
+
+
+def _deciding(words: list[str]) -> list[str]:
+    """The words that decide the numbers: how many workers there were and where files lie is of no use to who repeats it."""
+    kept, skip = [], False
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if key in ("--jobs", "--results_dir", "--overwrite"):
+            skip = not equals
+        elif skip and not word.startswith("--"):
+            skip = False
+        else:
+            kept.append(word)
+            skip = False
+    return kept
 
 
 def _list(options: DocsOptions) -> int:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import NAMES, load
-from mcot_torch.experiments.__main__ import main
+from mcot_torch.experiments.__main__ import _deciding, main
 from mcot_torch.experiments.base import CONSTANTS, FAILS, HOLDS, Experiment, Number, judge
 from mcot_torch.experiments.documentation import write_docs
 from mcot_torch.experiments.fits import mean_number, power_law, power_laws, slope, straight_line
@@ -233,3 +233,9 @@ def test_docs_keep_a_section_whose_result_lies_elsewhere(squares, tmp_path):
     first = write_docs(tmp_path / "here", tmp_path / "docs").read_text()
     again = write_docs(tmp_path / "elsewhere", tmp_path / "docs").read_text()
     assert again == first.replace("`here/`", "`elsewhere/`")
+
+
+def test_the_noted_command_holds_what_decides_the_numbers_only():
+    words = ["--jobs", "2", "--results_dir=elsewhere", "--quick", "--overwrite", "--settings.seeds", "3", "--jobs=1"]
+    assert _deciding(words) == ["--quick", "--settings.seeds", "3"]
+    assert _deciding(["--overwrite", "true", "--results_dir", "x", "--quick", "true"]) == ["--quick", "true"]
