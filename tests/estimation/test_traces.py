@@ -62,8 +62,12 @@ def test_planted_clusters_and_hard_steps_are_recovered(puzzle):
     assert recall >= 0.95
     assert precision >= 0.95
     assert report.estimate.graph.n_clusters == graph.n_clusters
-    # within a factor 2: where one kind holds several states, their hard steps look rarer than each is
-    assert 0.5 < report.estimate.graph.epsilon / puzzle_traces.EPSILON < 2
+    # a state told in several ways is several kinds, between which its hard step is divided: their sum is what ε was
+    estimated, hard_sources = report.estimate.graph, np.unique(graph.sparse_edges[:, 0])
+    visits = np.bincount(np.concatenate([path[:-1] for path in report.kinds]), minlength=len(report.kind_list))
+    crossings = (visits[report.estimate.kept] * estimated.hard_weight).sum() * estimated.epsilon
+    at_sources = sum(int(np.isin(path[:-1], hard_sources).sum()) for path in states)
+    assert crossings / at_sources == pytest.approx(puzzle_traces.EPSILON, rel=0.25)
 
 
 @pytest.mark.slow
