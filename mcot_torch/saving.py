@@ -33,6 +33,7 @@ __all__ = [
     "read_arrays",
     "read_json",
     "read_tensors",
+    "read_utf8",
     "refuse_links",
     "save_tensors",
     "tensor_shapes",
@@ -99,6 +100,22 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         raise InputError(f"{path}: holds a JSON {type(value).__name__}; it must be a {kind.__name__}")
     return value
+
+
+def read_utf8(path: Path, cure: str) -> str:
+    """The text of a file that a person made, without a byte order mark.
+
+    Raises:
+        InputError: a file that is missing, cannot be read or is no UTF-8; `cure` ends that last line.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8; {cure}") from None
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mcot_torch.experiments import support
 from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.reasoners import LinearReasoner
 
 torch.set_num_threads(1)
 
@@ -18,13 +18,4 @@ def small_graph():
 @pytest.fixture
 def exact_reasoner():
     """graph -> the table whose kernel is p^ε, cut to its support."""
-
-    def build(graph):
-        kernel = torch.from_numpy(graph.kernel())
-        model = LinearReasoner(graph.n_states)
-        with torch.no_grad():
-            model.logits.copy_(torch.where(kernel > 0, kernel.clamp_min(1e-300).log(), 0.0))
-        model.support.copy_(kernel > 0)
-        return model
-
-    return build
+    return support.exact_reasoner

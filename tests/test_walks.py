@@ -161,6 +161,7 @@ def test_numpy_steps_where_numba_cannot_be_used(monkeypatch):
     def broken(name):
         raise ImportError("Numba needs NumPy 2.3 or less")
 
+    monkeypatch.setattr(walks, "find_spec", lambda name: "installed")
     monkeypatch.setattr(walks, "import_module", broken)
     with pytest.warns(UserWarning, match="walks step in NumPy"):
         assert walks._compiled.__wrapped__() is None

@@ -17,6 +17,7 @@ from mcot_torch.estimation.estimate import Estimate, EstimationConfig, estimate
 from mcot_torch.estimation.texts import Embedding, kinds_of_steps, normalise
 from mcot_torch.estimation.trajectories import Trajectories
 from mcot_torch.estimation.uncertainty import LEVEL
+from mcot_torch.saving import read_utf8
 
 __all__ = ["Basin", "Kind", "Passage", "Trace", "TraceReport", "analyse_traces", "read_traces"]
 
@@ -129,14 +130,7 @@ def read_traces(path: str | Path) -> list[Trace]:
         InputError: naming the file, the line and what is wrong with it.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not at U+2028, which JSON allows in a text
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8; write one JSON object a line") from None
+    lines = read_utf8(path, "write one JSON object a line").split("\n")  # not at U+2028, which JSON allows in a text
     traces = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -13,6 +13,7 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
+from mcot_torch.saving import read_utf8
 
 __all__ = ["Trajectories", "read_trajectories"]
 
@@ -116,14 +117,7 @@ def read_trajectories(path: str | Path) -> Trajectories:
         InputError: a file that cannot be read, a state without a name (with its line), or no step at all.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8; write one sequence of states a line") from None
+    text = read_utf8(path, "write one sequence of states a line")
     lines = [
         (i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")
     ]

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.saving import whole_file
+from mcot_torch.saving import read_utf8, whole_file
 
 __all__ = ["find_threshold", "read_edge_list", "write_edge_list"]
 
@@ -158,16 +158,10 @@ def find_threshold(probability: NDArray[np.float64]) -> float:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields without blanks around them) of every line that says something."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        text = "\0"
+    cure = "export the table as CSV or TSV"
+    text = read_utf8(path, cure)
     if "\0" in text:
-        raise InputError(f"{path}: not a text file in UTF-8; export the table as CSV or TSV")
+        raise InputError(f"{path}: not a text file in UTF-8; {cure}")
     delimiter = _DELIMITERS.get(path.suffix.lower())
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from report_support import table
 
 from mcot_torch.algorithms.configs import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.config import Config
 from mcot_torch.evaluation import measure, measure_lift, subjects
+from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import TaskConfig, build_task
 from mcot_torch.pipeline import Models, Problem
 from mcot_torch.report.material import Material

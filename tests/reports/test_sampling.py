@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from report_support import table
 
 from mcot_torch.evaluation import base_subject, reasoner_subject
+from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import MetastableGraph, TaskConfig, build_task
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.report.sampling import Routes, chain_of_thought, erase_loops, frames, sample_routes
