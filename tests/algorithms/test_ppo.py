@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import mcot_torch.algorithms.ppo as ppo_module
 from mcot_torch.algorithms.ppo import (
@@ -400,6 +401,126 @@ def test_the_reference_is_what_the_reasoner_was(graph, exact_reasoner):
     spread_out(model)
     np.testing.assert_allclose(stage.reference.kernel(), graph.kernel(), rtol=1e-12)
     assert not any(p.requires_grad for p in stage.reference.parameters())
+
+
+@pytest.mark.parametrize(("weight", "gamma"), [(0.5, 0.0), (2.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize("kind", ["linear", "transformer"])
+def test_two_armed_bandit(kind, weight, gamma):
+    """Two states, and from each two arms; arm 0 -> 1 pays 1. The odds of the optimum are the old ones times e^{ΔQ/λ}."""
+    model = LinearReasoner(2) if kind == "linear" else TransformerReasoner(2, 1, 16, 1, 2)
+    if kind == "transformer":
+        model.reset_parameters(torch.Generator().manual_seed(1))
+    reference = model.kernel().double().numpy()
+    value = np.zeros(2)
+    reward = np.array([[0.0, 1.0], [0.0, 0.0]])
+    for _ in range(100):
+        q = reward + gamma * value
+        value = weight * np.log((reference * np.exp(q / weight)).sum(1))
+    odds = reference[:, 1] / reference[:, 0] * np.exp((q[:, 1] - q[:, 0]) / weight)
+    config = PPOConfig(
+        kl_coefficient=weight, gamma=gamma, gae_lambda=1.0, rounds=80, transitions=20_000, path_length=64,
+        learning_rate=0.03 if kind == "linear" else 0.003,
+    )  # fmt: skip
+    history = ppo(model, PRM(2, tensor([[0, 1]]).long()), Scales(1, 2, 0.1, 0.2), config, context())
+    np.testing.assert_allclose(model.kernel()[:, 1].numpy(), odds / (1 + odds), atol=0.01)
+    assert abs(reference[0, 1] - odds[0] / (1 + odds[0])) > 0.08
+    assert history[-1]["tv_to_optimum_max"] < 0.01
+
+
+# ---- the exact policy gradient --------------------------------------------------------------------------------------
+
+
+def assert_mean_is(samples, exact):
+    """(R, D) samples have the mean `exact` (D,) by Hotelling's T², false-alarm rate 1e-6; one 20 % off is seen."""
+    n, d = samples.shape
+    mean, covariance = samples.mean(0), np.atleast_2d(np.cov(samples.T))
+    limit = stats.f.isf(1e-6, d, n - d) * d * (n - 1) / (n - d)
+
+    def distance(expected):
+        return n * (mean - expected) @ np.linalg.solve(covariance, mean - expected)
+
+    assert distance(exact) < limit
+    assert distance(1.2 * exact) > limit
+    assert distance(0.0 * exact) > limit
+
+
+def sampled_gradients(model, roll, parameter, n_rollouts):
+    """(R, ...) gradients at ratio 1 of the clipped surrogate of R rollouts, summed over their samples."""
+    gradients = []
+    for number in range(n_rollouts):
+        rollout = roll(torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            old = model.log_probs(rollout.states)
+        objective = surrogate_of_rollout(model.log_probs(rollout.states), old, rollout, 0.2)
+        gradients.append(torch.autograd.grad(objective, parameter)[0].double().numpy())
+    return np.stack(gradients)
+
+
+def test_sampled_gradient_of_one_step_is_the_exact_one(exact_reasoner):
+    """gamma = 0: the gradient of Σ_t Σ_x P(X_t = x) Σ_y p(y|x) (r − λ log p/p_ref), differentiated as it stands."""
+    graph = clustered_graph(3, 3, 0.1, shape="ring", cluster="complete", seed=0)
+    reference, model = exact_reasoner(graph), exact_reasoner(graph)
+    with torch.no_grad():  # away from the reference, so that the penalty has a gradient
+        model.logits += 0.5 * torch.randn(9, 9, generator=torch.Generator().manual_seed(9), dtype=model.logits.dtype)
+    weight, steps = 0.5, 8
+    config = PPOConfig(kl_coefficient=weight, transitions=9 * 40 * steps, path_length=steps)
+    stage = PPOStage(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), reference=reference)
+    sampled = sampled_gradients(model, stage.rollout, model.logits, 600)
+
+    kernel, allowed = model.kernel().numpy(), graph.kernel() > 0
+    occupied = 40 * sum(np.ones(9) @ np.linalg.matrix_power(kernel, t) for t in range(steps))  # (N,) visits expected
+    reward = torch.zeros(9, 9, dtype=torch.float64)
+    reward[tuple(graph.sparse_edges.T)] = 1.0
+    log_ref = torch.from_numpy(np.log(np.where(allowed, graph.kernel(), 1.0)))
+    logits = model.logits.detach().double().requires_grad_()
+    log_p = torch.where(torch.from_numpy(allowed), logits, -torch.inf).log_softmax(-1)
+    log_p = torch.where(torch.from_numpy(allowed), log_p, 0.0)
+    mass = torch.where(torch.from_numpy(allowed), log_p.exp(), 0.0)
+    objective = (torch.from_numpy(occupied)[:, None] * mass * (reward - weight * (log_p - log_ref))).sum()
+    (exact,) = torch.autograd.grad(objective, logits)
+    free = allowed & (np.cumsum(allowed, 1) > 1)  # a softmax row's gradients sum to 0: leave the first out
+    assert_mean_is(sampled[:, free], exact.numpy()[free])
+
+
+def test_sampled_gradient_of_outcomes_is_the_exact_one(exact_reasoner):
+    """gamma > 0 on a ring of three clusters: Σ_x d(x) p(y|x) A(x, y), d the visits before X_out or the end, A by Bellman.
+
+    With λ = 1 of GAE and the exact values the sampled advantages have the mean A, whatever the truncation.
+    """
+    graph = clustered_graph(3, 3, 0.1, shape="ring", cluster="complete", seed=0)
+    reference, model = exact_reasoner(graph), exact_reasoner(graph)
+    with torch.no_grad():
+        model.logits += 0.5 * torch.randn(9, 9, generator=torch.Generator().manual_seed(9), dtype=model.logits.dtype)
+    weight, gamma, steps, walks = 0.2, 0.9, 12, 300
+    start, target = torch.zeros(9, dtype=torch.float64), torch.zeros(9, dtype=torch.bool)
+    start[:3], target[int(graph.entries[1])] = 1 / 3, True
+    config = PPOConfig(
+        reward="outcome", kl_coefficient=weight, gamma=gamma, gae_lambda=1.0, transitions=walks * steps,
+        path_length=steps,
+    )  # fmt: skip
+    stage = PPOStage(
+        model, true_prm(graph), Scales.of(graph, 0.2), config, context(), start, target, reference=reference
+    )
+
+    kernel, out = model.kernel().numpy(), target.numpy()
+    allowed = kernel > 0
+    ratio = np.log(np.where(allowed, kernel, 1.0) / np.where(allowed, graph.kernel(), 1.0))
+    paid = np.where(allowed, out - weight * ratio, 0.0)  # (x, y)
+    value = np.linalg.solve(np.eye(9) - gamma * kernel * ~out, (kernel * paid).sum(1)) * ~out
+    advantage = paid + gamma * value - value[:, None]
+    before, occupied = start.numpy(), np.zeros(9)
+    for _ in range(steps):
+        occupied += walks * before
+        before = before @ kernel * ~out
+    exact = occupied[:, None] * kernel * advantage
+
+    def roll(draw):
+        stage.values, stage.walkers = torch.from_numpy(value), None
+        return stage.rollout(draw)
+
+    sampled = sampled_gradients(model, roll, model.logits, 600)
+    free = allowed & (np.cumsum(allowed, 1) > 1) & (occupied > 10)[:, None]
+    assert_mean_is(sampled[:, free], exact[free])
 
 
 # ---- outcome reward -------------------------------------------------------------------------------------------------
