@@ -82,7 +82,7 @@ def joined(device: torch.device, devices: int) -> Iterator[None]:
     Small CPU tensors are exchanged over gloo, also between GPUs: what ranks agree on costs no device synchronisation.
 
     Raises:
-        InputError: torchrun started another number of processes.
+        InputError: torchrun or srun started another number of processes, or srun without --ntasks-per-node.
     """
     _read_slurm(devices)
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -109,7 +109,10 @@ def _read_slurm(devices: int) -> None:
         return
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
+    try:
+        slurm = SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:  # --ntasks without --ntasks-per-node
+        raise InputError(f"srun: {error}") from None
     os.environ |= {
         "WORLD_SIZE": str(slurm.world_size()),
         "RANK": str(slurm.global_rank()),

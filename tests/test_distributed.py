@@ -286,7 +286,7 @@ def test_signals_and_the_launchers_own_death(start, tmp_path):
 def test_errors_of_ranks_are_told_once(start, tmp_path):
     for words, line in (
         (
-            "--run_dir a --reasoner.kind transformer --reasoner.width 16 --pretrain.learning_rate 1e30",
+            "--run_dir a --reasoner.kind transformer --reasoner.width 16 --pretrain.learning_rate 1e15",
             r"pretrain: loss .* at step \d+; .*",
         ),
         ("--run_dir b --task.start state:nowhere", r".*nowhere.*"),
@@ -322,9 +322,13 @@ def test_srun_starts_the_ranks(start, tmp_path):
     slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
     slurm |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
     words = "--run_dir run --stages [pretrain]"
+    status, _, err = finished(start(words, **slurm, SLURM_PROCID="0", SLURM_LOCALID="0"))
+    assert status == 2
+    assert re.fullmatch(r"train.py: error: srun: .*--ntasks-per-node=2.*\n", err)
+    slurm["SLURM_NTASKS_PER_NODE"] = "2"
     ranks = [start(words, **slurm, SLURM_PROCID=str(r), SLURM_LOCALID=str(r)) for r in range(2)]
     results = [finished(process) for process in ranks]
-    assert [status for status, _, _ in results] == [0, 0]
+    assert [(status, err) for status, _, err in results] == [(0, ""), (0, "")]
     assert ["Graph " in out for _, out, _ in results] == [True, False]
 
 
