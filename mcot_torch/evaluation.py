@@ -4,6 +4,9 @@ The one place after pretraining that sees the truth: the graph, its labels and i
 `Subject`; `measure` turns it into a row. A model with window 1 has a kernel, and its expected hitting time is solved
 exactly (raw and cut, THEORY "Softmax leak"); one that reads history has none, and the hitting time of its
 context-averaged chain is reported under that name beside the sampled one.
+
+Above `_MOST_DENSE` states kernels are CSR, and what would cost N³ operations many times over (the exact law of the
+hitting time) or once (the exact time without the cut, above `_MOST_RAW`) is left out.
 """
 
 from __future__ import annotations
@@ -17,24 +20,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse as sp
 from torch import Tensor
 
 from mcot_torch.algorithms.distill import lift
 from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.chains import hitting_time, pair_kernel, rescale, restricted_mean
+from mcot_torch.chains.elimination import Kernel
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
+from mcot_torch.measures import hard_step_probabilities, own_paths, precision_recall, row_tv
 from mcot_torch.randomness import generator
 from mcot_torch.reasoners.base import Policy, Reasoner
 from mcot_torch.reasoners.student import Student
 from mcot_torch.scales import Scales
 from mcot_torch.walks import StepTable, TableWalker, Walker, first_hitting_times
 
-__all__ = ["Subject", "cluster_truth", "hard_step_probabilities", "make_probe", "measure", "row_tv", "subjects"]
+__all__ = ["Subject", "cluster_truth", "measure", "measure_lift", "subjects"]
 
 Row = dict[str, Any]
 _Z = 1.959963984540054  # 97.5 % point of the normal law
+_MOST_DENSE = 3_000  # states of a dense kernel, and of the exact law of a hitting time
+_MOST_RAW = 10_000  # states of a kernel without the cut, whose N³ elimination is waited for
 
 
 @dataclass
@@ -47,12 +55,13 @@ class Subject:
         n_states: N, or K for the student.
         start: (N,) law of X_in.
         target: (n,) X_out.
-        truth: (N, N) the kernel that the model is held against.
+        truth: (N, N) the kernel that the model is held against; dense, or CSR above `_MOST_DENSE` states.
         truth_name: what that kernel is.
         hard: (n, 2) the hard steps, or hops.
         walker: makes walkers from starts and a generator.
-        kernel: (N, N) predictions with the cut, exact for window 1 and averaged over contexts otherwise.
-        kernel_raw: the same without the cut; None where there is none.
+        kernel: (N, N) predictions with the cut, exact for window 1 and averaged over contexts otherwise; as `truth`.
+        kernel_raw: makes the same without the cut; None where there is none.
+        clusters: (N,) labels, for the elimination in blocks of a CSR kernel.
         exact: whether the kernel is the whole truth about the model (window 1).
         parameters: trainable numbers; None for the exact chain.
         extra: more entries of the row.
@@ -63,78 +72,26 @@ class Subject:
     n_states: int
     start: NDArray[np.float64]
     target: NDArray[np.int64]
-    truth: NDArray[np.float64]
+    truth: Kernel
     truth_name: str
     hard: NDArray[np.int64]
     walker: Callable[[Tensor, torch.Generator], Walker]
-    kernel: NDArray[np.float64]
-    kernel_raw: NDArray[np.float64] | None
+    kernel: Kernel
+    kernel_raw: Callable[[], Kernel] | None
     exact: bool = True
     parameters: int | None = None
     device: torch.device | str = "cpu"
+    clusters: NDArray[np.int64] | None = None
     extra: Row = field(default_factory=dict)
 
+    def hitting_time(self, kernel: Kernel) -> float:
+        """Exact E[τ] of the subject's task on a kernel."""
+        return hitting_time(kernel, self.start, self.target, self.clusters if sp.issparse(kernel) else None)
 
-# ---- pure measures ----------------------------------------------------------------------------------------------
-
-
-def row_tv(kernel: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) total variation between the rows of two kernels."""
-    return np.abs(kernel - truth).sum(axis=1) / 2
-
-
-def hard_step_probabilities(kernel: NDArray[np.float64], hard: NDArray[np.int64]) -> dict[str, float]:
-    """Min, mean and max probability of the (n, 2) hard steps."""
-    p = kernel[hard[:, 0], hard[:, 1]]
-    return {"min": float(p.min()), "mean": float(p.mean()), "max": float(p.max())}
-
-
-def precision_recall(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """Precision and recall of a set against the true one, as masks."""
-    both = float((found & truth).sum())
-    return both / max(1.0, float(found.sum())), both / max(1.0, float(truth.sum()))
-
-
-def make_probe(
-    graph: MetastableGraph, epsilon_max: float | None = None, n_paths: int = 128
-) -> Callable[[Reasoner], dict[str, float]]:
-    """Exact comparisons for the log of a training stage, for `Context.probe`.
-
-    Args:
-        graph: the truth.
-        epsilon_max: compare with p^{ε_max} instead of p^ε.
-        n_paths: with a longer window, sampled paths over which predictions are averaged.
-    """
-    truth = (graph if epsilon_max is None else graph.with_epsilon(epsilon_max)).kernel()
-    source_rows = graph.hard_weight > 0
-
-    def probe(reasoner: Reasoner) -> dict[str, float]:
-        if reasoner.window == 1:
-            kernel = reasoner.kernel().cpu().numpy()
-        else:
-            paths = _own_paths(reasoner, n_paths, generator(0, "probe", device=reasoner.device))
-            mean, visits, _ = reasoner.context_kernel(paths)
-            kernel = torch.where(visits[:, None] > 0, mean, torch.from_numpy(truth).to(mean)).cpu().numpy()
-        support = reasoner.support.cpu().numpy()
-        precision, recall = precision_recall(support, truth > 0)
-        tv = row_tv(kernel, truth)
-        hard = hard_step_probabilities(kernel, graph.sparse_edges)
-        return {
-            "sup_error": float(np.abs(kernel - truth).max()),
-            "row_tv_mean": float(tv.mean()),
-            "row_tv_max": float(tv.max()),
-            "row_tv_easy_max": float(tv[~source_rows].max(initial=0.0)),
-            "support_recall": recall,
-            "support_precision": precision,
-            **{f"hard_step_{key}": value for key, value in hard.items()},
-        }
-
-    return probe
-
-
-def _own_paths(reasoner: Reasoner, n_paths: int, draw: torch.Generator, policy: Policy | None = None) -> Tensor:
-    starts = torch.randint(reasoner.n_states, (n_paths,), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, reasoner.window - 1, draw, policy)
+    @property
+    def law_is_solved(self) -> bool:
+        """Whether the exact law of the hitting time is worked out: powers of the kernel."""
+        return self.exact and self.n_states <= _MOST_DENSE
 
 
 # ---- subjects ---------------------------------------------------------------------------------------------------
@@ -142,20 +99,25 @@ def _own_paths(reasoner: Reasoner, n_paths: int, draw: torch.Generator, policy: 
 
 def base_subject(graph: MetastableGraph, task: Task) -> Subject:
     """The exact chain p^ε itself."""
-    table = StepTable.from_graph(graph)
+    table, kernel = StepTable.from_graph(graph), _kernel(graph)
     return Subject(
         name="base",
         unit="steps",
         n_states=graph.n_states,
         start=task.start,
         target=task.target,
-        truth=graph.kernel(),
+        truth=kernel,
         truth_name="p^ε",
         hard=graph.sparse_edges,
         walker=lambda start, draw: TableWalker(table, start, draw),
-        kernel=graph.kernel(),
-        kernel_raw=graph.kernel(),
+        kernel=kernel,
+        kernel_raw=lambda: kernel,
+        clusters=graph.clusters,
     )
+
+
+def _kernel(graph: MetastableGraph) -> Kernel:
+    return graph.kernel() if graph.n_states <= _MOST_DENSE else graph.to_scipy()
 
 
 def reasoner_subject(
@@ -170,26 +132,22 @@ def reasoner_subject(
 ) -> Subject:
     """A reasoner over the graph's states, guided by `policy` where one is given."""
     extra: Row = {}
-    exact_truth = truth.kernel()
+    kernel: Kernel
+    raw: Callable[[], Kernel] | None = None
+    small = reasoner.n_states <= _MOST_DENSE
     if reasoner.window == 1:
-        states = torch.arange(reasoner.n_states, device=reasoner.device)
-
-        def kernel_of(cut: bool) -> NDArray[np.float64]:
-            kernel = reasoner.kernel(cut)
-            if policy is not None:
-                kernel = policy(states, kernel.log()).exp()
-            return kernel.cpu().numpy()
-
-        kernel, raw = kernel_of(True), kernel_of(False)
+        kernel = reasoner.kernel(policy=policy).cpu().numpy() if small else reasoner.to_scipy(policy)
+        if reasoner.n_states <= _MOST_RAW:
+            raw = lambda: reasoner.kernel(False, policy).cpu().numpy()  # noqa: E731
     else:
-        paths = _own_paths(reasoner, contexts, generator(seed, "contexts", name, device=reasoner.device), policy)
+        paths = own_paths(reasoner, contexts, generator(seed, "contexts", name, device=reasoner.device), policy)
         mean, visits, spread = reasoner.context_kernel(paths, True, policy)
         unseen = (visits == 0).cpu().numpy()
         if unseen.any():
             raise InputError(
                 f"evaluation.contexts {contexts} leaves {int(unseen.sum())} states without a context; use more"
             )
-        kernel, raw = mean.cpu().numpy(), None
+        kernel = mean.cpu().numpy() if small else sp.csr_array(mean.cpu().numpy())
         extra["history_dependence"] = float((spread * visits).sum() / visits.sum())
     return Subject(
         name=name,
@@ -197,7 +155,7 @@ def reasoner_subject(
         n_states=reasoner.n_states,
         start=task.start,
         target=task.target,
-        truth=exact_truth,
+        truth=_kernel(truth),
         truth_name=truth_name,
         hard=truth.sparse_edges,
         walker=lambda start, draw: reasoner.walker(start, draw, policy),
@@ -206,6 +164,7 @@ def reasoner_subject(
         exact=reasoner.window == 1,
         parameters=reasoner.n_parameters,
         device=reasoner.device,
+        clusters=truth.clusters,
         extra=extra,
     )
 
@@ -252,7 +211,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         hard=hard,
         walker=lambda start, draw: student.walker(start, draw),
         kernel=kernel,
-        kernel_raw=student.kernel(cut=False).cpu().numpy(),
+        kernel_raw=lambda: student.kernel(cut=False).cpu().numpy(),
         parameters=sum(p.numel() for p in student.model.parameters()),
         device=student.device,
         extra=extra,
@@ -311,9 +270,9 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
     """
     tv = row_tv(subject.kernel, subject.truth)
     known = bool(np.isfinite(tv).all())
-    reference = hitting_time(subject.truth, subject.start, subject.target) if known else None
+    reference = subject.hitting_time(subject.truth) if known else None
     time_cut = _reachable_time(subject, subject.kernel)
-    time_raw = _reachable_time(subject, subject.kernel_raw) if subject.exact else None
+    time_raw = None if subject.kernel_raw is None else _reachable_time(subject, subject.kernel_raw())
     horizon = max(1, math.ceil(horizon_factor * (time_cut or reference or subject.n_states**2)))
     sampled, times = _sample(subject, walks, horizon, seed)
     easy = np.setdiff1d(np.arange(subject.n_states), subject.hard[:, 0])
@@ -337,12 +296,10 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
     return row | subject.extra, times
 
 
-def _reachable_time(subject: Subject, kernel: NDArray[np.float64] | None) -> float | None:
-    """Exact E[τ] of a learned kernel; None where there is none or where it has lost every way to X_out."""
-    if kernel is None:
-        return None
+def _reachable_time(subject: Subject, kernel: Kernel) -> float | None:
+    """Exact E[τ] of a learned kernel; None where it has lost every way to X_out."""
     try:
-        return hitting_time(kernel, subject.start, subject.target)
+        return subject.hitting_time(kernel)
     except InputError:
         return None
 
@@ -369,7 +326,7 @@ def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Row,
         "restricted_mean_exact": None,
         "steps_per_second": float(values.sum()) / seconds,
     }
-    if subject.exact:
+    if subject.law_is_solved:
         row["restricted_mean_exact"] = restricted_mean(subject.kernel, subject.start, subject.target, horizon)
     return row, times.cpu().numpy()
 

@@ -29,10 +29,10 @@ from mcot_torch.chains import hitting_time
 from mcot_torch.config import STAGES, Config, resolve_run_dir
 from mcot_torch.distributed import barrier, is_first, joined, local_rank, local_world_size, world_size
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation import make_probe
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
 from mcot_torch.logic import LogicalActions
 from mcot_torch.logic.task import build_actions
+from mcot_torch.measures import make_probe
 from mcot_torch.memory import check_memory
 from mcot_torch.progress import console, say
 from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner

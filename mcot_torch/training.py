@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from mcot_torch.distributed import any_of, is_first, local_world_size, mean, world_size
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.progress import Bar, progress_bar
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.base import Reasoner, rows_at_once
 from mcot_torch.saving import READ_ERRORS, read_tensors, save_tensors
 from mcot_torch.trainer_config import TrainerConfig
 
@@ -133,16 +133,31 @@ class Stage(L.LightningModule):
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None = None) -> Tensor:
-        """One optimiser step on `loss`, which must be finite and have finite gradients.
+    def in_blocks(self, rows: Tensor, cells: int) -> tuple[Tensor, ...]:
+        """`rows` (n, ...) in the blocks whose losses `update` adds up, a row being `cells` predictions.
+
+        Several ranks take theirs at once: DDP exchanges gradients once a step.
+        """
+        return rows.split(len(rows) if world_size() > 1 else rows_at_once(cells))
+
+    def update(self, losses: Iterable[Tensor], learning_rate: float, clip_norm: float | None = None) -> Tensor:
+        """One optimiser step on the sum of `losses`, which must be finite and have finite gradients.
+
+        Args:
+            losses: parts of the loss; the graph of one is freed before the next is asked for.
+            learning_rate: of this step.
+            clip_norm: largest norm of the gradient.
 
         Returns:
             The mean of the ranks' losses, without a graph: the loss itself where there is one rank.
         """
         optimizer = self._optimizer()
         optimizer.zero_grad()
-        self.manual_backward(loss)
-        loss = mean(loss.detach())
+        parts = []
+        for part in losses:
+            self.manual_backward(part)
+            parts.append(part.detach())
+        loss = mean(torch.stack(parts).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.reasoner.parameters(), clip_norm or torch.inf)
         self._note_if_not_finite(loss, norm)
         if loss.device.type == "cpu":

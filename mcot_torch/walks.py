@@ -27,6 +27,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse as sp
 from torch import Tensor
 
 from mcot_torch.graphs.graph import MetastableGraph
@@ -64,6 +65,11 @@ class StepTable:
         return cls._from_csr(indptr, columns, dense[rows, columns], kernel.device)
 
     @classmethod
+    def from_scipy(cls, kernel: sp.csr_array, device: torch.device | str = "cpu") -> StepTable:
+        """The table of an (N, N) CSR kernel."""
+        return cls._from_csr(kernel.indptr, kernel.indices, kernel.data, device)
+
+    @classmethod
     def _from_csr(cls, indptr: NDArray, indices: NDArray, values: NDArray, device: torch.device | str) -> StepTable:
         degree = np.diff(indptr)
         if (degree == 0).any():
@@ -71,7 +77,7 @@ class StepTable:
         n, width = len(degree), int(degree.max())
         columns = np.arange(len(indices)) - np.repeat(indptr[:-1], degree)
         rows = np.repeat(np.arange(n), degree)
-        successors = np.repeat(indices[indptr[:-1]][:, None], width, axis=1)
+        successors = np.repeat(indices[indptr[:-1]][:, None].astype(np.int64), width, axis=1)
         probabilities = np.zeros((n, width))
         successors[rows, columns] = indices
         probabilities[rows, columns] = values

@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from mcot_torch import evaluation
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.chains import hitting_time
 from mcot_torch.evaluation import (
     base_subject,
     cluster_truth,
-    hard_step_probabilities,
-    make_probe,
     measure,
-    precision_recall,
     reasoner_subject,
-    row_tv,
     subjects,
 )
 from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task
+from mcot_torch.measures import hard_step_probabilities, make_probe, precision_recall, row_tv
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.report import shortest_path
 from mcot_torch.scales import Scales
@@ -69,6 +67,31 @@ def test_exact_reasoner_has_no_error(graph, task):
     assert values["sup_error"] < 1e-12
     assert values["support_recall"] == values["support_precision"] == 1.0
     assert values["hard_step_min"] == pytest.approx(0.02, rel=1e-12)
+
+
+def test_sparse_kernels_give_the_rows_of_dense_ones(graph, task, monkeypatch):
+    """Above a limit kernels are CSR: same numbers, but for what takes N³ operations, which is left out."""
+    scales = Scales.of(graph, 0.1)
+    prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
+
+    def rows():
+        found = subjects(graph, task, scales, exact_reasoner(graph), prm, exact_reasoner(graph), None, 0.1, 64, 0)
+        return {subject.name: measure(subject, 50, 12.0, 0)[0] for subject in found}
+
+    dense = rows()
+    monkeypatch.setattr(evaluation, "_MOST_DENSE", graph.n_states - 1)
+    monkeypatch.setattr(evaluation, "_MOST_RAW", graph.n_states - 1)
+    for name, row in rows().items():
+        expected = dense[name]
+        assert row["hitting_time_exact"] == pytest.approx(expected["hitting_time_exact"], rel=1e-12)
+        assert row["hitting_time_reference"] == pytest.approx(expected["hitting_time_reference"], rel=1e-12)
+        assert (row["hitting_time_exact_raw"] is None) == (name != "base")
+        assert expected["hitting_time_exact_raw"] is not None
+        assert row["hard_step_probability"] == pytest.approx(expected["hard_step_probability"], rel=1e-12)
+        assert row["row_tv_max"] == pytest.approx(expected["row_tv_max"], rel=1e-9, abs=1e-14)
+        assert row["hitting_time_sampled"].pop("restricted_mean_exact") is None
+        assert expected["hitting_time_sampled"].pop("restricted_mean_exact") > 0
+        assert row["hitting_time_sampled"] == pytest.approx(expected["hitting_time_sampled"], rel=1e-9)
 
 
 def test_guided_exact_reasoner_is_the_chain_at_epsilon_max(graph, task):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from scipy.sparse import csr_array
 
 from mcot_torch import figures
 from mcot_torch.chains import pair_kernel, survival
@@ -250,7 +251,9 @@ def test_large_kernels_are_pooled_by_their_maximum():
     kernel = np.eye(n)
     kernel[3, 990] = 0.02
     kernel[700, 5] = 1e-12
-    cells = figures.kernel_figure({"a": kernel, "b": kernel}, np.arange(n) // 250).axes[0].images[0].get_array()
+    drawn = figures.kernel_figure({"a": kernel, "b": csr_array(kernel)}, np.arange(n) // 250)
+    cells, sparse = (drawn.axes[i].images[0].get_array() for i in (0, 1))
+    assert np.array_equal(cells.filled(0), sparse.filled(0))
     assert max(cells.shape) <= 320
     width = -(-n // len(cells)) if n % len(cells) else n // len(cells)
     assert cells[3 // width, 990 // width] == 0.02

@@ -148,7 +148,7 @@ class DistillStage(Stage):
         states, counts = batch
         loss = negative_log_likelihood(self.reasoner.log_probs(states).double(), counts, mean)
         rate = self.config.learning_rate * cosine(self.step, self.total)
-        loss = self.update(loss, rate)
+        loss = self.update([loss], rate)
         self.finish_step(lambda: {"loss": float(loss), "learning_rate": rate})
 
 

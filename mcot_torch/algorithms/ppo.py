@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.scales import Scales
 from mcot_torch.training import Context, Metrics, Stage, cosine, fit
+
+_MOST_SOLVED = 4096  # states of which the optimum of a discounted reward is solved for, a few (N, N) systems
 
 __all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent"]
 
@@ -214,56 +217,83 @@ class PPOStage(Stage):
         draw = generator(self.context.seed, "ppo", self.step, *stream(), device=self.reasoner.device)
         rollout = self.rollout(draw)
         self.env_steps += rollout.n_samples
-        with torch.no_grad():
-            old = self.reasoner.log_probs(rollout.states)
+        old = self._log_probs(rollout.states)
         rate = self.config.learning_rate * cosine(self.step, self.total)
         stopped = False
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.states), generator=draw, device=draw.device)
             for rows in order.tensor_split(self.config.minibatches):
-                stopped = self._improve(rollout.rows(rows), old[rows], rollout.n_samples, rate)
+                stopped = self._improve(rollout, old, rows, rate)
                 if stopped:
                     break
             if stopped:
                 break
         self.finish_step(lambda: self._measure(rollout, old, rate), n_samples=rollout.n_samples)
 
-    def _improve(self, part: Rollout, old: Tensor, n_samples: int, rate: float) -> bool:
+    def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Numbers of contexts, in blocks."""
+        return self.in_blocks(rows, self.reasoner.n_states * (1 if self.reasoner.window == 1 else self.reasoner.window))
+
+    @torch.no_grad()
+    def _log_probs(self, states: Tensor) -> Tensor:
+        """(B, T, N) as `Reasoner.log_probs`, computed block by block."""
+        rows = torch.arange(len(states), device=states.device)
+        return torch.cat([self.reasoner.log_probs(states[block]) for block in self._blocks(rows)])
+
+    def _improve(self, rollout: Rollout, old: Tensor, rows: Tensor, rate: float) -> bool:
         """One optimiser step on some contexts; True if the KL limit says to stop before it."""
-        log_p = self.reasoner.log_probs(part.states)
-        visits = part.counts.sum(-1)
-        if self.config.target_kl is not None:
-            moved = kl_divergence(old, log_p.detach()) * visits
-            moved, seen = total(torch.stack([moved.sum(), visits.sum()]))
-            if float(moved / seen.clamp_min(1)) > self.config.target_kl:
-                return True
+        if self.config.target_kl is not None and self._moved(rollout, old, rows) > self.config.target_kl:
+            return True
         # the whole rollout normalises, not the minibatch; ranks are averaged, so that each counts as all of them
-        weight = self.config.minibatches * world_size() / n_samples
-        loss = -surrogate_of_rollout(log_p, old, part, self.config.clip) * weight
-        if self.config.entropy_coefficient:
-            loss = loss - self.config.entropy_coefficient * (entropy(log_p) * visits).sum() * weight
-        self.update(loss, rate)
+        weight = self.config.minibatches * world_size() / rollout.n_samples
+
+        def losses() -> Iterator[Tensor]:
+            for block in self._blocks(rows):
+                part = rollout.rows(block)
+                log_p = self.reasoner.log_probs(part.states)
+                loss = -surrogate_of_rollout(log_p, old[block], part, self.config.clip) * weight
+                if self.config.entropy_coefficient:
+                    bonus = (entropy(log_p) * part.counts.sum(-1)).sum()
+                    loss = loss - self.config.entropy_coefficient * bonus * weight
+                yield loss
+
+        self.update(losses(), rate)
         return False
 
     @torch.no_grad()
+    def _moved(self, rollout: Rollout, old: Tensor, rows: Tensor) -> float:
+        """Mean exact KL from the policy that sampled, over the visits to some contexts."""
+        sums = []
+        for block in self._blocks(rows):
+            visits = rollout.counts[block].sum(-1)
+            moved = kl_divergence(old[block], self.reasoner.log_probs(rollout.states[block])) * visits
+            sums.append(torch.stack([moved.sum(), visits.sum()]))
+        moved, seen = total(torch.stack(sums).sum(0))
+        return float(moved / seen.clamp_min(1))
+
+    @torch.no_grad()
     def _measure(self, rollout: Rollout, old: Tensor, rate: float) -> Metrics:
-        log_p = self.reasoner.log_probs(rollout.states)
-        visits = rollout.counts.sum(-1)
-        weight = visits / total(visits.sum())
-        taken = (rollout.counts > 0) & (old > -torch.inf)
-        ratio = torch.where(taken, log_p - old, 0.0).exp()
-        clipped = ((ratio - 1).abs() > self.config.clip) & taken
-        moved = (log_p.exp() - self.reference.log_probs(rollout.states).exp()).abs().sum(-1) / 2
-        sums = (kl_divergence(old, log_p) * weight, clipped * rollout.counts, rollout.counts, entropy(log_p) * weight)
-        kl, n_clipped, n, mean_entropy = total(torch.stack([x.sum() for x in sums]))
+        sums, farthest = [], []
+        for block in self._blocks(torch.arange(len(old), device=old.device)):
+            states, counts, before = rollout.states[block], rollout.counts[block], old[block]
+            log_p, visits = self.reasoner.log_probs(states), counts.sum(-1)
+            taken = (counts > 0) & (before > -torch.inf)
+            ratio = torch.where(taken, log_p - before, 0.0).exp()
+            clipped = ((ratio - 1).abs() > self.config.clip) & taken
+            moved = (log_p.exp() - self.reference.log_probs(states).exp()).abs().sum(-1) / 2
+            parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
+            sums.append(torch.stack([x.double().sum() for x in parts]))
+            farthest.append(moved.max())
+        kl, n_clipped, n, mean_entropy = total(torch.stack(sums).sum(0))
+        moved = torch.stack(farthest)
         metrics = {
             "learning_rate": rate,
             "env_steps": self.env_steps,
             "mean_reward": rollout.mean_reward,
             "explained_variance": rollout.explained_variance,
-            "approx_kl": float(kl),
+            "approx_kl": float(kl / n),
             "clip_fraction": float(n_clipped / n),
-            "entropy": float(mean_entropy),
+            "entropy": float(mean_entropy / n),
             "tv_to_pretrained_max": float(largest(moved.max())),
         }
         return metrics | self._distance(rollout)
@@ -273,18 +303,26 @@ class PPOStage(Stage):
         if self.config.entropy_coefficient or self.prm.noise or (self.gamma and self.reasoner.window > 1):
             return {}
         n = self.reasoner.n_states
-        states = torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
-        log_ref = self.reference.log_probs(states).double()
-        weight = self.kl_weight(states, log_ref)
-        reward = self.reward()[states]
-        if self.gamma:
-            _, optimum = soft_values(log_ref[:, 0], reward[:, 0], self.terminal(), self.gamma, weight[:, 0])
-            optimum = optimum[:, None]
-        else:
-            optimum = (log_ref + reward / weight[..., None]).log_softmax(-1)
-        policy = self.reasoner.log_probs(states).double().exp()
-        distance = (policy - optimum.exp()).abs().sum(-1) / 2
-        return {"tv_to_optimum_max": float(largest(distance[~self.terminal()[states]].max()))}
+        if self.gamma and n > _MOST_SOLVED:
+            return {}
+        contexts = (
+            torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
+        )
+        reward, terminal, farthest = self.reward(), self.terminal(), []
+        rows = torch.arange(len(contexts), device=contexts.device)
+        for block in (rows,) if self.gamma else self._blocks(rows):
+            states = contexts[block]
+            log_ref = self.reference.log_probs(states).double()
+            weight = self.kl_weight(states, log_ref)
+            if self.gamma:
+                _, optimum = soft_values(log_ref[:, 0], reward, terminal, self.gamma, weight[:, 0])
+                optimum = optimum[:, None]
+            else:
+                optimum = (log_ref + reward[states] / weight[..., None]).log_softmax(-1)
+            policy = self.reasoner.log_probs(states).double().exp()
+            distance = (policy - optimum.exp()).abs().sum(-1) / 2
+            farthest.append(torch.where(terminal[states], 0.0, distance).max())
+        return {"tv_to_optimum_max": float(largest(torch.stack(farthest).max()))}
 
 
 def ppo(

@@ -6,7 +6,7 @@ steps; the cut at c_thres between ε/4 and ε/2 leaves exactly the support; afte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -59,6 +59,13 @@ def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
     return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
 
 
+def _supported(counts: Tensor, support: Tensor) -> Tensor:
+    """Observations of steps that are not cut, `counts` as in `negative_log_likelihood`, `support` (..., N)."""
+    if counts.dim() < support.dim():
+        return support.gather(-1, counts[..., None])
+    return torch.where(support, counts, 0.0)
+
+
 _CUT_BATCHES = 64  # batches of paths whose contexts decide the cut
 
 
@@ -92,15 +99,28 @@ class PretrainStage(Stage):
         states, counts = batch
         if self.step == self.config.steps:
             self.cut()
-        log_p = self.reasoner.log_probs(states)
-        loss = negative_log_likelihood(
-            log_p.to(counts.dtype) if counts.is_floating_point() else log_p.float(), counts, mean
-        )
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
-        loss = self.update(loss, self.rate * decay, clip_norm=1.0 if self.reasoner.window > 1 else None)
+        clip_norm = 1.0 if self.reasoner.window > 1 else None
+        loss = self.update(self.losses(states, counts), self.rate * decay, clip_norm)
         if self.step + 1 == self.total:
             self.cut()
         self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
+
+    def losses(self, states: Tensor, counts: Tensor) -> Iterator[Tensor]:
+        """The loss in blocks of contexts, each divided by the observations of all of them."""
+        cells = states.shape[1] * self.reasoner.n_states
+        blocks = list(zip(self.in_blocks(states, cells), self.in_blocks(counts, cells), strict=True))
+        observed: Callable[[Tensor], Tensor] = mean
+        if len(blocks) > 1:
+            whole = torch.stack([_supported(n, self.reasoner.support[x]).sum() for x, n in blocks]).sum()
+
+            def observed(here: Tensor) -> Tensor:
+                return whole
+
+        for x, n in blocks:
+            log_p = self.reasoner.log_probs(x)
+            log_p = log_p.to(n.dtype) if n.is_floating_point() else log_p.float()
+            yield negative_log_likelihood(log_p, n, observed)
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.

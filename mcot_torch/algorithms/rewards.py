@@ -21,7 +21,7 @@ from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import tilt_strength
 from mcot_torch.data import count_batch, path_batch, uniform_starts
 from mcot_torch.distributed import share, total
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.base import Reasoner, rows_at_once
 from mcot_torch.scales import Scales
 from mcot_torch.walks import walk_counts
 
@@ -98,26 +98,25 @@ def one_step_rollout(
     dtype = next(reasoner.parameters()).dtype
     if reasoner.window == 1:
         starts = uniform_starts(share(n_walkers(config, reasoner)), reasoner.n_states, draw)
-        walked = walk_counts(reasoner.table(), starts, config.path_length, draw)
-        states, counts = count_batch(total(walked), dtype)
+        states, counts = count_batch(total(walk_counts(reasoner.table(), starts, config.path_length, draw)), dtype)
     else:
         states, counts = path_batch(_sample_paths(reasoner, config, draw), reasoner.n_states)
-    log_old = reasoner.log_probs(states).double()
-    log_ref = reference.log_probs(states).double()
-    paid = reward[states]
-    value = penalised(paid, log_old, log_ref, weight_of(states, log_ref))
-    baseline = (log_old.exp() * value).sum(-1, keepdim=True)
-    gain = (counts * (value - baseline)).to(dtype)
-    n_samples, earned = total(torch.stack([counts.double().sum(), (counts * paid).double().sum()])).tolist()
-    return Rollout(
-        states,
-        counts,
-        gain.clamp_min(0),
-        (-gain).clamp_min(0),
-        int(n_samples),
-        earned / n_samples,
-        _explained(value, baseline.expand_as(value), counts.double()),
-    )
+    gain, loss, sampled = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
+    rows = torch.arange(len(states), device=states.device)
+    for block in rows.split(rows_at_once(states.shape[1] * reasoner.n_states)):
+        log_old = reasoner.log_probs(states[block]).double()
+        log_ref = reference.log_probs(states[block]).double()
+        paid, seen = reward[states[block]], counts[block]
+        value = penalised(paid, log_old, log_ref, weight_of(states[block], log_ref))
+        baseline = (log_old.exp() * value).sum(-1, keepdim=True)
+        advantage = (seen * (value - baseline)).to(dtype)
+        gain[block], loss[block] = advantage.clamp_min(0), (-advantage).clamp_min(0)
+        columns = (seen.double(), paid, value, baseline.expand_as(value))
+        sampled.append(torch.stack([x[seen > 0] for x in columns]))
+    weight, paid, value, baseline = torch.cat(sampled, dim=1)
+    n_samples, earned = total(torch.stack([weight.sum(), (weight * paid).sum()])).tolist()
+    explained = _explained(value, baseline, weight)
+    return Rollout(states, counts, gain, loss, int(n_samples), earned / n_samples, explained)
 
 
 def path_length(config: PPOConfig, reasoner: Reasoner) -> int:

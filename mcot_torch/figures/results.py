@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse as sp
 
 from mcot_torch.figures.style import (
     BLACK,
@@ -134,7 +135,7 @@ def _number(value: float) -> str:
 # ---- kernels -------------------------------------------------------------------------------------------------------
 
 
-def kernel_figure(kernels: Mapping[str, ArrayLike], clusters: ArrayLike) -> Figure:
+def kernel_figure(kernels: Mapping[str, ArrayLike | sp.csr_array], clusters: ArrayLike) -> Figure:
     """Heat maps of kernels (N, N) over the same states, in order of their clusters, on one logarithmic scale.
 
     A map has at most 160 cells a side, 106 where three stand side by side; a cell shows the largest probability of the
@@ -159,7 +160,7 @@ def kernel_figure(kernels: Mapping[str, ArrayLike], clusters: ArrayLike) -> Figu
             axes.set_axis_off()
             continue
         name, kernel = list(kernels.items())[i]
-        matrix = np.asarray(kernel)
+        matrix = kernel if isinstance(kernel, sp.csr_array) else np.asarray(kernel)
         if matrix.shape != (n, n):
             raise ValueError(f"kernel {name!r} has shape {matrix.shape}; {n} cluster labels need ({n}, {n})")
         cells, width = _pool(matrix, order, _CELLS // max(columns, 2))
@@ -196,12 +197,14 @@ def _heat() -> Colormap:
     return colormaps["magma_r"].with_extremes(bad="white")
 
 
-def _pool(matrix: NDArray[Any], order: NDArray[np.int64], limit: int) -> tuple[Array, int]:
+def _pool(matrix: NDArray[Any] | sp.csr_array, order: NDArray[np.int64], limit: int) -> tuple[Array, int]:
     """At most (limit, limit) cells, each the maximum of `width` by `width` states in `order`; and that width."""
     width = max(1, -(-len(order) // limit))
-    starts = np.arange(0, len(order), width)
-    rows = np.stack([matrix[order[s : s + width]].max(0) for s in starts])
-    return np.maximum.reduceat(rows[:, order], starts, axis=1).astype(np.float64), width
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order)) // width
+    taken, cells = sp.coo_array(matrix), np.zeros((place.max() + 1, place.max() + 1))
+    np.maximum.at(cells, (place[taken.row], place[taken.col]), taken.data)
+    return cells, width
 
 
 # ---- survival ------------------------------------------------------------------------------------------------------

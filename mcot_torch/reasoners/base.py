@@ -17,19 +17,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from scipy import sparse as sp
 from torch import Tensor, nn
 
 from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
-__all__ = ["Policy", "Reasoner", "load_reasoner"]
+__all__ = ["Policy", "Reasoner", "load_reasoner", "rows_at_once"]
 
 Policy = Callable[[Tensor, Tensor], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
 
-_ROWS = 4096  # states a forward pass when a kernel is computed
+_CELLS = 2**25  # predictions held at once where rows can be taken in blocks: .13 GiB in float32, a few times over
 _LARGEST_SIZE, _LARGEST_WINDOW = 2_000_000, 65_536  # of a model that is read from a file
 _DTYPES = {
     torch.float64: "F64",
@@ -37,6 +39,11 @@ _DTYPES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }  # as safetensors calls them
+
+
+def rows_at_once(cells: int) -> int:
+    """How many rows of so many predictions each are worked on at once: all of them, below some thousand states."""
+    return max(1, _CELLS // cells)
 
 
 class Reasoner(nn.Module, ABC):
@@ -106,17 +113,31 @@ class Reasoner(nn.Module, ABC):
             )
 
     @torch.no_grad()
-    def kernel(self, cut: bool = True) -> Tensor:
-        """(N, N) float64 p̂(y | x); `ValueError` unless the window is 1."""
+    def kernel_rows(self, cut: bool = True, policy: Policy | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The kernel in blocks of rows: (B,) int64 states and their (B, N) float64 predictions, changed by `policy`."""
         self._require_window_1("kernel()")
-        states = torch.arange(self.n_states, device=self.device)
-        rows = []
-        for block in states.split(_ROWS):
+        for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states)):
             logits = self(block[:, None])[:, 0].double()
             if cut:
                 logits = logits.masked_fill(~self.support[block], -torch.inf)
-            rows.append(logits.softmax(-1))
-        return torch.cat(rows)
+            rows = logits.softmax(-1)
+            yield block, rows if policy is None else policy(block, rows.log()).exp()
+
+    def kernel(self, cut: bool = True, policy: Policy | None = None) -> Tensor:
+        """(N, N) float64 p̂(y | x), changed by `policy`; `ValueError` unless the window is 1."""
+        kernel = torch.empty(self.n_states, self.n_states, dtype=torch.float64, device=self.device)
+        for states, rows in self.kernel_rows(cut, policy):
+            kernel[states] = rows
+        return kernel
+
+    def to_scipy(self, policy: Policy | None = None) -> sp.csr_array:
+        """The cut kernel, changed by `policy`, as (N, N) CSR: no table of all pairs is made."""
+        parts = []
+        for _, rows in self.kernel_rows(policy=policy):
+            dense = rows.cpu().numpy()
+            at = np.nonzero(dense)
+            parts.append(sp.csr_array((dense[at], at), shape=dense.shape))
+        return sp.vstack(parts, format="csr")
 
     @torch.no_grad()
     def context_kernel(
@@ -174,10 +195,7 @@ class Reasoner(nn.Module, ABC):
     @torch.no_grad()
     def table(self, policy: Policy | None = None) -> StepTable:
         """The reasoner's cut kernel, changed by `policy`, as a table to walk on; window 1 only."""
-        kernel = self.kernel()
-        if policy is not None:
-            kernel = policy(torch.arange(self.n_states, device=self.device), kernel.log()).exp()
-        return StepTable.from_kernel(kernel)
+        return StepTable.from_scipy(self.to_scipy(policy), self.device)
 
     def generate(self, start: Tensor, n_steps: int, generator: torch.Generator, policy: Policy | None = None) -> Tensor:
         """(W, n_steps + 1) int64 chains of thought from the (W,) `start` states, starts included."""

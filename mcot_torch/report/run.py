@@ -192,7 +192,7 @@ def _curves(evaluated: list[Subject], times: dict[str, np.ndarray], rows: dict[s
         longest = max(2, times[subject.name].max())
         grid = np.unique(np.concatenate([np.arange(1, 100), np.geomspace(1, longest, 120).astype(np.int64)]))
         grid = grid[grid <= longest]
-        exact = survival(subject.kernel, subject.start, subject.target, grid) if subject.exact else None
+        exact = survival(subject.kernel, subject.start, subject.target, grid) if subject.law_is_solved else None
         horizon = rows[subject.name]["hitting_time_sampled"]["horizon"]
         curve = {
             "times": grid,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse as sp
 
 from mcot_torch.algorithms.distill import lift
 from mcot_torch.algorithms.prm import PRM
@@ -142,7 +143,7 @@ def sample_routes(subject: Subject, clusters: States, seed: int, walks: int, mos
     """
     draw = generator(seed, "report", "routes", subject.name)
     start = _starts(subject.start, walks, draw)
-    walker = TableWalker(StepTable.from_kernel(torch.from_numpy(subject.kernel)), start, draw)
+    walker = TableWalker(StepTable.from_scipy(sp.csr_array(subject.kernel)), start, draw)
     is_target = np.isin(np.arange(subject.n_states), subject.target)
     last = clusters[start.numpy()]
     sequences = [[int(k)] for k in last]

@@ -316,8 +316,8 @@ def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_rea
 def test_minibatches_are_reshuffled_and_cover_the_rollout(graph, exact_reasoner, monkeypatch):
     seen = []
 
-    def record(self, part, old, n_samples, rate):
-        seen.append(part.states[:, 0].tolist())
+    def record(self, rollout, old, rows, rate):
+        seen.append(rollout.states[rows, 0].tolist())
         return False
 
     monkeypatch.setattr(PPOStage, "_improve", record)
@@ -335,8 +335,8 @@ def test_minibatch_losses_are_normalised_by_the_whole_rollout(graph, exact_reaso
         model = spread_out(exact_reasoner(graph))
         collected = gradients.setdefault(minibatches, [])
 
-        def collect(self, loss, rate, clip_norm=None, collected=collected):
-            collected.append(torch.autograd.grad(loss, self.reasoner.logits)[0])
+        def collect(self, losses, rate, clip_norm=None, collected=collected):
+            collected.append(torch.autograd.grad(sum(losses), self.reasoner.logits)[0])
 
         monkeypatch.setattr(Stage, "update", collect)
         config = PPOConfig(rounds=1, epochs=1, minibatches=minibatches, transitions=4000, entropy_coefficient=0.1)
@@ -425,6 +425,30 @@ def test_two_armed_bandit(kind, weight, gamma):
     np.testing.assert_allclose(model.kernel()[:, 1].numpy(), odds / (1 + odds), atol=0.01)
     assert abs(reference[0, 1] - odds[0] / (1 + odds[0])) > 0.08
     assert history[-1]["tv_to_optimum_max"] < 0.01
+
+
+def test_saved_pieces_go_back_into_a_fresh_stage(graph, exact_reasoner):
+    config = PPOConfig(gamma=0.5, transitions=64, path_length=8)
+    stage, fresh = (make_stage(exact_reasoner(graph), graph, config) for _ in range(2))
+    fresh.load_extra_state(stage.extra_state())
+    assert fresh.walkers is None
+    stage.rollout(torch.Generator().manual_seed(0))
+    stage.env_steps = 77
+    spread_out(stage.reference, 5)
+    saved = {key: value.clone() for key, value in stage.extra_state().items()}
+    fresh.load_extra_state(saved)
+    assert len(fresh.walkers) == 8
+    assert torch.equal(fresh.walkers, stage.walkers)
+    assert float(stage.values.abs().max()) > 0
+    assert torch.equal(fresh.values, stage.values)
+    assert fresh.env_steps == 77
+    np.testing.assert_array_equal(fresh.reference.kernel(), stage.reference.kernel())
+    for state in (-1, 32):
+        with pytest.raises(ValueError, match=r"walker outside the states 0 \.\. 31"):
+            fresh.load_extra_state({**saved, "walkers": torch.full((8,), state)})
+    for values in (torch.zeros(31, dtype=torch.float64), torch.zeros(32)):
+        with pytest.raises(ValueError, match="values of states, and there are 32"):
+            fresh.load_extra_state({**saved, "values": values})
 
 
 # ---- the exact policy gradient --------------------------------------------------------------------------------------
