@@ -10,7 +10,7 @@ from benchmarks.timing import duration, extras, load, number, value, verdict
 from mcot_torch.errors import InputError
 
 _ROOT = Path(__file__).resolve().parent.parent
-_ORDER = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling")
+_ORDER = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling", "large")
 _TITLES = {
     "walks": "Walks",
     "hitting": "Exact hitting times",
@@ -20,6 +20,7 @@ _TITLES = {
     "distill": "Distillation",
     "pipeline": "The default run",
     "scaling": "How cost grows",
+    "large": "Large state spaces",
 }
 _HEAD = """# Benchmarks
 

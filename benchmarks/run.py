@@ -1,4 +1,4 @@
-"""python -m benchmarks.run [walks|hitting|pretrain|rollout|ppo|distill|pipeline|scaling|all|docs]: measure, or write it up.
+"""python -m benchmarks.run [walks|hitting|pretrain|rollout|ppo|distill|pipeline|scaling|large|all|docs]: measure, or write it up.
 
 Each row prints a table (median, quartiles, work a second, how many times ours) and writes JSON under results/benchmarks.
 `all` keeps the rows that it finds there, so that it can be stopped and continued; --again measures them anew.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-STAGES = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling")
+STAGES = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling", "large")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import documentation, hitting, ppo, run, timing
+from benchmarks import documentation, hitting, large, ppo, run, timing
 from benchmarks.timing import Mark, Row, Settings, Work, race
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +227,9 @@ def test_rows_with_processes_of_their_own(tmp_path):
     for name in ("hitting_100000", "hitting_1000000"):
         row = hitting.ROWS[name](Settings(quick=True, runs=2))
         assert row.entries[0]["peak_gib"] > 0.05
+    row = large.stages(Settings(quick=True))
+    assert [e["name"].split(":")[0] for e in row.entries[3:6]] == ["pretraining", "search", "PPO"]
+    assert all(0.05 < e["peak_gib"] < 24 and e["median"] > 0 for e in row.entries)
     assert run.main(["pipeline", "--quick", "--out", str(tmp_path)]) == 0
     row = rows_of(tmp_path)["pipeline"]
     names = [e["name"] for e in row["entries"]]
