@@ -15,9 +15,9 @@ Probabilities come back to 1e-15 and weights to 1e-12.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.files import find_threshold, read_edge_list, write_edge_list
+from mcot_torch.graphs.foreign import import_extra, is_scipy, read_graphml, read_matrix_market, read_scipy
 from mcot_torch.graphs.graph import MetastableGraph
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def from_kernel(
     """
     if threshold is not None and clusters is not None:
         raise InputError("threshold and clusters are both given; the clusters come from one of them: drop the other")
+    if epsilon is not None and not (isinstance(epsilon, Real) and 0 < epsilon < 1):
+        raise InputError(f"epsilon is {epsilon!r:.40}; it is a probability a step and must lie in (0, 1)")
+    if np.iscomplexobj(kernel):
+        raise InputError("the kernel holds complex numbers; probabilities are real: write their real part alone")
     matrix = sp.coo_array(kernel if sp.issparse(kernel) else np.asarray(kernel, dtype=np.float64))
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise InputError(f"a kernel is a square matrix with one row a state; this has the shape {matrix.shape}")
@@ -83,12 +88,15 @@ def from_kernel(
         raise InputError("the kernel has an entry that is negative or no number; probabilities lie in [0, 1]")
     used = p > 0
     source, target, p = matrix.row[used].astype(np.int64), matrix.col[used].astype(np.int64), p[used]
-    total = np.bincount(source, p, minlength=n)
+    rule = "every row must sum to 1: divide counts by their row sums"
+    rows = np.unique(source)
+    if len(rows) < n:  # told before any array of n numbers is made: a file may claim what it likes
+        x = int(np.argmin(np.append(rows, -1) == np.arange(len(rows) + 1)))
+        raise InputError(f"row {x} of the kernel sums to 0; {rule}, and give every state a step")
+    total = np.bincount(source, p)
     if (np.abs(total - 1) > _ROW_SUM_TOLERANCE).any():
         x = int(np.abs(total - 1).argmax())
-        raise InputError(
-            f"row {x} of the kernel sums to {total[x]:.9g}; every row must sum to 1: divide counts by their row sums"
-        )
+        raise InputError(f"row {x} of the kernel sums to {total[x]:.9g}; {rule}")
     if clusters is None:
         labels = _components(source, target, p, find_threshold(p) if threshold is None else threshold, n)
     else:
@@ -100,9 +108,11 @@ def from_kernel(
         raise InputError("no step joins two clusters; a graph needs at least 2, joined by hard steps")
     mass = np.bincount(source[~hard], p[~hard], minlength=n)
     epsilon = float(p[hard].max()) if epsilon is None else float(epsilon)
+    with np.errstate(over="ignore"):  # an ε that is too small: `validate` names the step whose weight is infinite
+        weights = p[hard] / epsilon
     return MetastableGraph.from_edges(
         (source[~hard], target[~hard], p[~hard] / mass[source[~hard]]),
-        (source[hard], target[hard], p[hard] / epsilon),
+        (source[hard], target[hard], weights),
         labels,
         epsilon,
         None if names is None else tuple(map(str, names)),
@@ -132,7 +142,7 @@ def _components(
 
 def to_networkx(graph: MetastableGraph) -> nx.DiGraph:
     """A DiGraph: nodes by name (str) with `cluster`, edges with `weight` = p^ε and `hard`, the graph with `epsilon`."""
-    nx = _import("networkx")
+    nx = import_extra("networkx")
     result = nx.DiGraph(epsilon=graph.epsilon)
     result.add_nodes_from((graph.name(x), {"cluster": int(graph.clusters[x])}) for x in range(graph.n_states))
     edges = zip(graph.sources.tolist(), graph.indices.tolist(), graph.probabilities, graph.hard, strict=True)
@@ -155,9 +165,9 @@ def from_networkx(network: nx.DiGraph, threshold: float | None = None) -> Metast
     number = {node: i for i, node in enumerate(nodes)}
     rows, columns, p = [], [], []
     for a, b, weight in network.edges(data="weight"):
-        if not isinstance(weight, (int, float)):
+        if not (isinstance(weight, (int, float, np.floating)) and 0 <= weight <= 1 + _ROW_SUM_TOLERANCE):
             raise InputError(
-                f"edge {a} -> {b} has weight {weight!r}; its attribute 'weight' is the probability of the step"
+                f"edge {a} -> {b} has weight {weight!r:.40}; its attribute 'weight' is the probability of the step, in [0, 1]"
             )
         rows.append(number[a])
         columns.append(number[b])
@@ -169,7 +179,7 @@ def from_networkx(network: nx.DiGraph, threshold: float | None = None) -> Metast
 
 def to_pandas(graph: MetastableGraph) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(steps, states): columns source, target, probability, hard; and state, cluster. `steps.attrs['epsilon']` is ε."""
-    pd = _import("pandas")
+    pd = import_extra("pandas")
     names = np.array([graph.name(x) for x in range(graph.n_states)], dtype=object)
     steps = pd.DataFrame(
         {
@@ -204,6 +214,11 @@ def from_pandas(
         )
     if states is not None and not {"state", "cluster"} <= set(states.columns):
         raise InputError(f"the table of states has the columns {list(states.columns)}; it needs state and cluster")
+    if steps.empty:
+        raise InputError("the table of steps has no rows; it needs one for every step")
+    _check_cells(steps, ["source", "target", value])
+    if states is not None:
+        _check_cells(states, ["state", "cluster"])
     called = steps["source"].tolist() + steps["target"].tolist() if states is None else states["state"].tolist()
     number = {name: i for i, name in enumerate(dict.fromkeys(called))}
     lost = [name for name in [*steps["source"], *steps["target"]] if name not in number]
@@ -212,8 +227,8 @@ def from_pandas(
             f"state {lost[0]!r} of the steps does not stand in the table of states; add it with its cluster"
         )
     shape = (len(number), len(number))
-    rows, columns = ([number[name] for name in steps[column]] for column in ("source", "target"))
-    kernel = sp.csr_array(sp.coo_array((steps[value].to_numpy(dtype=np.float64), (rows, columns)), shape=shape))
+    ends = tuple([number[name] for name in steps[column]] for column in ("source", "target"))
+    kernel = sp.csr_array(sp.coo_array((steps[value].to_numpy(dtype=np.float64), ends), shape=shape))
     if value == "count":
         kernel = sp.csr_array(sp.diags_array(1 / np.maximum(kernel.sum(axis=1), 1e-300)) @ kernel)
     labels = None if states is None else _labels(states["cluster"].tolist())
@@ -221,9 +236,36 @@ def from_pandas(
     return from_kernel(kernel, labels, _names(list(map(str, number))), epsilon, threshold)
 
 
+def _check_cells(table: pd.DataFrame, columns: list[str]) -> None:
+    """`InputError` naming a column that stands twice, or the row whose cell is empty, no number or no name."""
+    for column in columns:
+        cells: Any = table[column]
+        if cells.ndim > 1:
+            raise InputError(f"the table has {cells.shape[1]} columns called {column}; keep one")
+        wanted, fits = ("number", _is_number) if column in ("probability", "count") else ("name", _is_name)
+        for row, cell in zip(table.index, cells, strict=True):
+            if not fits(cell):
+                raise InputError(f"row {row} of the table has the {column} {cell!r:.40}; it must be a {wanted}")
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        return not isinstance(cell, complex) and bool(np.isfinite(float(cell)))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_name(cell: Any) -> bool:
+    """Anything that can be told from others: NaN and None, an empty cell, cannot, and a list cannot be looked up."""
+    try:
+        return cell is not None and bool(cell == cell) and isinstance(hash(cell), int)
+    except (TypeError, ValueError):
+        return False
+
+
 def to_deeptime(graph: MetastableGraph) -> MarkovStateModel:
     """The MarkovStateModel of p^ε (dense); it holds no ε, clusters or names."""
-    model: Any = _import("deeptime.markov.msm").MarkovStateModel
+    model: Any = import_extra("deeptime.markov.msm").MarkovStateModel
     return model(graph.kernel())
 
 
@@ -241,34 +283,23 @@ def from_deeptime(
     if n_clusters is not None:
         flow = model.stationary_distribution[:, None] * model.transition_matrix
         flow = flow + flow.T
-        found = _import("deeptime.markov").pcca(flow / flow.sum(1)[:, None], n_clusters, flow.sum(1) / flow.sum())
+        found = import_extra("deeptime.markov").pcca(flow / flow.sum(1)[:, None], n_clusters, flow.sum(1) / flow.sum())
         clusters = np.unique(found.assignments, return_inverse=True)[1]
     return from_kernel(model.transition_matrix, clusters, names, None, threshold)
 
 
 def _labels(called: list[Any]) -> NDArray[np.int64] | None:
     """Numbers of the clusters: 0 .. K - 1 if they are called so, else by first appearance; None where one has no label."""
-    if any(label is None for label in called):
+    if any(label is None or label != label for label in called):
         return None
     different = list(dict.fromkeys(called))
-    if set(different) == set(range(len(different))):
-        return np.array(called, dtype=np.int64)
-    number = {label: k for k, label in enumerate(different)}
+    numbers = range(len(different))
+    number = {label: k for k, label in enumerate(numbers if set(different) == set(numbers) else different)}
     return np.array([number[label] for label in called], dtype=np.int64)
 
 
 def _names(called: list[str]) -> list[str] | None:
     return None if called == [str(i) for i in range(len(called))] else called
-
-
-def _import(module: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise InputError(f'{package} is not installed: pip install "mcot_torch[formats]"') from None
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -319,16 +350,13 @@ def load_graph(
         raise InputError(
             f"clusters_path is {str(clusters_path)!r}, but only an edge list (.csv, .tsv) is read with one"
         )
-    if suffix.endswith(".npz") and not _is_scipy(path):
+    if suffix.endswith(".npz") and not is_scipy(path):
         return MetastableGraph.load(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    read: dict[str, Callable[[Path], Any]] = {
-        ".graphml": lambda p: _import("networkx").read_graphml(p),
-        ".mtx": scipy_io.mmread,
-    }
+    read: dict[str, Callable[[Path], Any]] = {".graphml": read_graphml, ".mtx": read_matrix_market}
     try:
-        content = read.get(suffix, sp.load_npz)(path)
+        content = read.get(suffix, read_scipy)(path)
     except InputError:
         raise
     except Exception as error:  # parsers of three libraries, each with its own kinds
@@ -354,17 +382,10 @@ def save_graph(graph: MetastableGraph, path: str | Path) -> list[Path]:
         return [path, clusters_beside(path)]
     temporary = path.with_name("." + path.name)  # keeps the suffix, which the writers look at
     if suffix == ".graphml":
-        _import("networkx").write_graphml(to_networkx(graph), temporary)
+        import_extra("networkx").write_graphml(to_networkx(graph), temporary)
     elif suffix == ".mtx":
         scipy_io.mmwrite(temporary, sp.coo_array(graph.to_scipy()), precision=17)
     else:
         sp.save_npz(temporary, graph.to_scipy())
     temporary.replace(path)
     return [path]
-
-
-def _is_scipy(path: Path) -> bool:
-    if not is_zipfile(path):
-        return False
-    with np.load(path, allow_pickle=False) as file:
-        return {"format", "shape", "data"} <= set(file.files)

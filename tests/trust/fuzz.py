@@ -1,4 +1,4 @@
-"""Fuzz the three readers of foreign files: edge lists, graphs (.npz), run folders with their saved states.
+"""Fuzz the readers of foreign files: edge lists, graphs (.npz), run folders with their saved states, other tools' formats.
 
     python tests/trust/fuzz.py --inputs 100000 --seed 0
 
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import resource
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +27,24 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from fuzz_inputs import (
+    ANY_BYTES,
+    GOOD_LIST,
+    HEADERS,
+    LINE,
+    array,
+    arrays,
+    changed,
+    exchanged,
+    frame,
+    market,
+    tensors,
+    xml,
+)
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from scipy import sparse as sp
 
 import mcot_torch.run_folder
 from mcot_torch.algorithms.configs import PPOConfig, SearchConfig
@@ -42,6 +56,7 @@ from mcot_torch.data import Steps
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.graphs.files import read_edge_list
+from mcot_torch.graphs.formats import from_pandas, load_graph, save_graph, to_pandas
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.pipeline import load_run, run
 from mcot_torch.progress import console
@@ -52,105 +67,8 @@ from mcot_torch.scales import Scales
 from mcot_torch.trainer_config import TrainerConfig
 from mcot_torch.training import Context, fit
 
-READERS = ("edge list", "graph", "run folder", "state")
+READERS = ("edge list", "graph", "run folder", "state", "GraphML", "Matrix Market", "SciPy", "pandas")
 ROOM = 2**30  # bytes that reading may take beyond what importing took
-
-# ---- strategies -----------------------------------------------------------------------------------------------------
-
-ODD_NUMBERS = "0 1 -1 2 .5 0.499 1e-9 1e-320 nan inf -inf 1e400 1e308 9007199254740993 1_0 0x1 ١ 3 12 .999 1e-3 +1 -0"
-NUMBERS = st.sampled_from(re.split(" ", ODD_NUMBERS)) | st.floats(width=64).map(repr)
-NAMES = st.sampled_from(
-    ["a", "b", "c", "d", "0", "1", "2", "3", "", " ", "#", '"', "a,b", "\u2028", "\x1b[2J", "é", "-1"]
-) | st.text(max_size=4)
-LINE = st.tuples(NAMES, NAMES, NUMBERS | NAMES).map(list) | st.lists(NAMES | NUMBERS, max_size=5)
-HEADERS = st.sampled_from(
-    ["", "source,target,value\n", "source,target,count\n", "from,to,probability\n", "value,to,from\n", "\ufeff"]
-)
-GOOD_LIST = "a,a,0.5\na,b,0.5\nb,a,0.49\nb,b,0.49\nb,c,0.02\nc,d,1\nd,c,0.99\nd,a,0.01\n"
-ANY_BYTES = st.binary(max_size=200)
-SCALAR = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from([10**12, -1, 2**63, 10**400])
-)
-JSON = st.recursive(
-    SCALAR, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=6
-)
-SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
-DTYPES = st.sampled_from(["i8", "i4", "u1", "f8", "f4", "?", "U3", "O", "c16", ">i8", "S2", "M8[s]", "V4"])
-
-
-def changed(data: st.DataObject, content: bytes, other: bytes = b"") -> bytes:
-    """`content` with a few of its bytes changed, cut, doubled or exchanged for some of `other`."""
-    result = bytearray(content)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, max(0, len(result) - 1)))
-        length = data.draw(st.integers(0, 12))
-        kind = data.draw(st.sampled_from(["flip", "cut", "end", "double", "insert", "other"]))
-        if kind == "flip" and result:
-            result[at] ^= data.draw(st.integers(1, 255))
-        elif kind == "cut":
-            del result[at : at + length]
-        elif kind == "end":
-            del result[at:]
-        elif kind == "double":
-            result[at:at] = result[at : at + length]
-        elif kind == "insert":
-            result[at:at] = data.draw(st.binary(max_size=12))
-        else:
-            result[at:at] = other[:length]
-    return bytes(result)
-
-
-def array(data: st.DataObject) -> np.ndarray:
-    """A small array of any shape, dtype and values."""
-    shape, dtype = data.draw(SHAPES), data.draw(DTYPES)
-    fill = data.draw(st.sampled_from([0, 1, -1, 2**62, 3]) | st.integers(0, 40))
-    kind = np.dtype(dtype)
-    values = np.full(shape, fill).astype(kind) if kind.kind in "iufcb?" else np.zeros(shape, kind)
-    return values if kind.kind != "u" else values % 7
-
-
-def exchanged(data: st.DataObject, value: Any) -> Any:
-    """JSON with one of its parts exchanged."""
-    if isinstance(value, dict) and value and data.draw(st.integers(0, 5)):
-        key = data.draw(st.sampled_from(sorted(value)))
-        if not data.draw(st.integers(0, 6)):
-            return {k: v for k, v in value.items() if k != key}
-        return {**value, key: exchanged(data, value[key])}
-    if isinstance(value, list) and value and data.draw(st.integers(0, 5)):
-        at = data.draw(st.integers(0, len(value) - 1))
-        return [*value[:at], exchanged(data, value[at]), *value[at + 1 :]]
-    if isinstance(value, int) and data.draw(st.booleans()):
-        return value + data.draw(st.sampled_from([1, -1, 10**6, 10**12, -(10**12)]))
-    return data.draw(JSON)
-
-
-def tensors(data: st.DataObject, content: bytes) -> bytes:
-    """A safetensors file with one tensor exchanged, dropped, added, or some of its numbers made hostile."""
-    found, meta = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
-    key = data.draw(st.sampled_from(sorted(found) or ["x"]))
-    kind = data.draw(st.sampled_from(["value", "shape", "dtype", "drop", "add", "meta"]))
-    if kind == "value" and key in found and found[key].numel():
-        flat = found[key].clone().reshape(-1)
-        whole, odd = st.sampled_from([0, 1, -1, 7, 2**40]), st.sampled_from([0.5, float("nan"), float("inf"), 1e38])
-        flat[data.draw(st.integers(0, flat.numel() - 1))] = data.draw(odd if flat.is_floating_point() else whole)
-        found[key] = flat.reshape(found[key].shape)
-    elif kind == "shape":
-        found[key] = torch.zeros(data.draw(SHAPES))
-    elif kind == "dtype" and key in found:
-        found[key] = found[key].to(data.draw(st.sampled_from([torch.float16, torch.float64, torch.int32, torch.uint8])))
-    elif kind == "drop":
-        found.pop(key, None)
-    elif kind == "add":
-        found[data.draw(st.text(max_size=5))] = torch.zeros(2)
-    elif meta and "json" in meta:
-        meta = {"json": json.dumps(exchanged(data, json.loads(meta["json"])))}
-    return save(found, meta)
-
 
 # ---- readers --------------------------------------------------------------------------------------------------------
 
@@ -267,8 +185,45 @@ def state(data: st.DataObject, home: Path) -> None:
         stage.restore()
 
 
+def read_file(data: st.DataObject, path: Path, good: bytes, drawn: Callable[[], bytes]) -> None:
+    """Read a file that is `drawn`, or `good` with some of its bytes changed, or any bytes; without a warning."""
+    kind = data.draw(st.sampled_from(["drawn", "drawn", "drawn", "bytes", "raw"]))
+    path.write_bytes(drawn() if kind == "drawn" else changed(data, good) if kind == "bytes" else data.draw(ANY_BYTES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_graph(path, threshold=data.draw(THRESHOLDS))
+
+
+def graphml(data: st.DataObject, home: Path) -> None:
+    """GraphML: elements, attributes and bytes changed."""
+    read_file(data, home / "g.graphml", GOOD["graphml"], lambda: xml(data, GOOD["graphml"]))
+
+
+def matrix_market(data: st.DataObject, home: Path) -> None:
+    """Matrix Market: by grammar, and bytes changed."""
+    read_file(data, home / "g.mtx", GOOD["mtx"], lambda: market(data))
+
+
+def scipy_file(data: st.DataObject, home: Path) -> None:
+    """SciPy's .npz in its five formats: arrays and bytes changed."""
+    good = GOOD["scipy"][data.draw(st.sampled_from(["csr", "csc", "coo", "bsr", "dia"]))]
+    read_file(data, home / "g.scipy.npz", good, lambda: arrays(data, good))
+
+
+def tables(data: st.DataObject, home: Path) -> None:
+    """Two pandas tables: cells, columns and their kinds exchanged."""
+    steps = frame(data, GOOD["steps"])
+    steps.attrs["epsilon"] = data.draw(st.sampled_from([None, 0.02] * 9 + [0, "0.02", float("nan"), 1e-320, 2, [1]]))
+    states = frame(data, GOOD["states"]) if data.draw(st.booleans()) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_pandas(steps, states, threshold=data.draw(THRESHOLDS) if states is None else None)
+
+
+THRESHOLDS = st.sampled_from([None, None, None, 0.1, 0.0, 1.0, float("nan")])
+FOREIGN = (graphml, matrix_market, scipy_file, tables)
 CASES: dict[str, Callable[[st.DataObject, Path], None]] = dict(
-    zip(READERS, (edge_list, saved_graph, run_folder, state), strict=True)
+    zip(READERS, (edge_list, saved_graph, run_folder, state, *FOREIGN), strict=True)
 )
 GOOD: dict[str, Any] = {}
 WRITTEN: dict[str, bytes] = {}
@@ -279,6 +234,14 @@ def prepare(home: Path) -> None:
     graph = clustered_graph(4, 3, 0.02, jumps=[1, -1], cluster="complete")
     graph.save(home / "good.npz")
     GOOD["graph"] = (home / "good.npz").read_bytes()
+    for suffix in ("graphml", "mtx"):
+        save_graph(graph, home / f"good.{suffix}")
+        GOOD[suffix] = (home / f"good.{suffix}").read_bytes()
+    GOOD["scipy"] = {}
+    for kind in ("csr", "csc", "coo", "bsr", "dia"):
+        sp.save_npz(home / "good.scipy.npz", graph.to_scipy().asformat(kind))
+        GOOD["scipy"][kind] = (home / "good.scipy.npz").read_bytes()
+    GOOD["steps"], GOOD["states"] = (table.to_dict("list") for table in to_pandas(graph))
     words = (
         "--graph.n_clusters 4 --graph.cluster_size 4 --graph.cluster complete --graph.epsilon .02 --graph.epsilon_max .1 "
         "--reasoner.width 8 --reasoner.n_layers 1 --reasoner.n_heads 1 --pretrain.steps 150 --pretrain.steps_after_cut 50 "
@@ -352,7 +315,7 @@ def main() -> int:
             begin = time.perf_counter()
             ends = fuzz(reader, options.inputs, options.seed, home)
             print(
-                f"{reader:<10} {sum(ends.values()):,} inputs: {dict(ends)}, {time.perf_counter() - begin:,.0f} s",
+                f"{reader:<13} {sum(ends.values()):,} inputs: {dict(ends)}, {time.perf_counter() - begin:,.0f} s",
                 flush=True,
             )
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

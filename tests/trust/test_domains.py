@@ -10,7 +10,7 @@ import torch
 
 from mcot_torch import memory as memory_module
 from mcot_torch.arguments import _key_types
-from mcot_torch.config import Config, check, parse_train
+from mcot_torch.config import _DOMAINS, Config, check, parse_train
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import build_graph
 from mcot_torch.memory import check_memory, memory, tables
@@ -27,6 +27,7 @@ BAD_NUMBERS = [
     ("--reasoner.n_heads 0", "reasoner.n_heads is 0; it must be at least 1"),
     ("--pretrain.path_length 0", "pretrain.path_length is 0; it must be at least 1"),
     ("--pretrain.log_every 0", "pretrain.log_every is 0; it must be at least 1"),
+    ("--search.cover_steps 0", "search.cover_steps is 0; it must be at least 1"),
     ("--search.max_steps 0", "search.max_steps is 0; it must be at least 1"),
     ("--ppo.rounds 0", "ppo.rounds is 0; it must be at least 1"),
     ("--ppo.epochs 0", "ppo.epochs is 0; it must be at least 1"),
@@ -41,6 +42,22 @@ BAD_NUMBERS = [
     ("--distill.log_every 0", "distill.log_every is 0; it must be at least 1"),
     ("--evaluation.contexts 0", "evaluation.contexts is 0; it must be at least 1"),
     ("--trainer.threads 1025", "trainer.threads is 1025; it must be from 1 to 1,024"),
+    ("--trainer.devices 0", "trainer.devices is 0; it must be at least 1"),
+    (
+        "--trainer.strategy ddp",
+        "trainer.strategy is ddp, but trainer.devices is 1; use --trainer.devices 2 or more, or auto",
+    ),
+    (
+        "--trainer.devices 3 --ppo.transitions 600",
+        "ppo.transitions / ppo.path_length is 2; with trainer.devices 3 it must be at least 3",
+    ),
+    (
+        "--trainer.devices 33 --reasoner.window 16",
+        "pretrain.batch_size is 32; with trainer.devices 33 it must be at least 33",
+    ),
+    ("--ppo.gamma 1", "ppo.gamma is 1.0, but the process reward never ends: its value needs ppo.gamma below 1"),
+    ("--logic.paths 0", "logic.paths is 0; it must be at least 1"),
+    ("--logic.seed -1", "logic.seed is -1; it must be at least 0"),
     ("--seed 9007199254740993", "seed is 9007199254740993; it must be at most 2^53 in size"),
     ("--pretrain.steps 1" + "0" * 30, "pretrain.steps is 1" + "0" * 30 + "; it must be at most 2^53 in size"),
     ("--graph.jumps -9007199254740994", "graph.jumps is -9007199254740994; it must be at most 2^53 in size"),
@@ -131,34 +148,43 @@ BAD_PROBLEMS = [
     ),
 ]
 
-# with a memory of 8 GiB
+THAN_8_GIB = " GiB of memory, and the cpu has 8.0 GiB: use a smaller one"
 TOO_LARGE = [
     (
         "--reasoner.window 32 --pretrain.batch_size 100000",
-        "pretrain.batch_size is 100,000 of 32 states; with 320 states that takes at least 19.1 GiB",
+        "pretrain.batch_size is 100,000 of 32 states; with 320 states that takes at least 19.1",
     ),
     (
         "--reasoner.window 32 --ppo.transitions 1000000",
-        "ppo.transitions is 1,000,000; with 320 states that takes at least 10.7 GiB",
+        "ppo.transitions is 1,000,000; with 320 states that takes at least 10.7",
     ),
-    ("--reasoner.width 8000 --reasoner.n_layers 9", "reasoner.width is 8,000 in 9 layers; with 320 states that takes at least 103"),
-    ("--search.walks 1000000", "search.walks is 1,000,000; with 320 states that takes at least 22.1 GiB"),
-    ("--distill.label_walks 4000000", "distill.label_walks is 4,000,000; with 320 states that takes at least 9.5 GiB"),
-    ("--evaluation.walks 2000000000", "evaluation.walks is 2,000,000,000; with 320 states that takes at least 14.9 GiB"),
+    (
+        "--reasoner.width 8000 --reasoner.n_layers 9",
+        "reasoner.width is 8,000 in 9 layers; with 320 states that takes at least 103.1",
+    ),
+    ("--search.walks 1000000", "search.walks is 1,000,000; with 320 states that takes at least 22.1"),
+    ("--distill.label_walks 4000000", "distill.label_walks is 4,000,000; with 320 states that takes at least 9.5"),
+    (
+        "--evaluation.walks 2000000000",
+        "evaluation.walks is 2,000,000,000; with 320 states that takes at least 14.9",
+    ),
     (
         "--pretrain.path_length 1 --pretrain.transitions 9000000000",
-        "pretrain.transitions is 9,000,000,000 in paths of 1; with 320 states that takes at least 67.1 GiB",
+        "pretrain.transitions is 9,000,000,000 in paths of 1; with 320 states that takes at least 67.1",
     ),
-    ("--ppo.path_length 1 --ppo.transitions 9000000000", "ppo.transitions is 9,000,000,000 in paths of 1; with 320 states that"),
+    (
+        "--ppo.path_length 1 --ppo.transitions 9000000000",
+        "ppo.transitions is 9,000,000,000 in paths of 1; with 320 states that takes at least 67.1",
+    ),
     (
         "--distill.path_length 1 --distill.transitions 9000000000",
-        "distill.transitions is 9,000,000,000 in paths of 1; with 320 states that takes at least 67.1 GiB",
+        "distill.transitions is 9,000,000,000 in paths of 1; with 320 states that takes at least 67.1",
     ),
     (
         "--reasoner.window 64 --evaluation.contexts 90000000",
-        "evaluation.contexts is 90,000,000; with 320 states that takes at least 42.9 GiB",
+        "evaluation.contexts is 90,000,000; with 320 states that takes at least 42.9",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_NUMBERS, ids=lambda text: text[:40])
@@ -182,8 +208,7 @@ def test_more_than_memory(line, message, monkeypatch):
     config = parse_train(line.split())
     with pytest.raises(InputError) as error:
         check_memory(config, 320, Scales(10, 32, 0.002, 0.03, 1.0), torch.device("cpu"))
-    assert str(error.value).startswith(message)
-    assert str(error.value).endswith(" GiB of memory, and the cpu has 8.0 GiB: use a smaller one")
+    assert str(error.value) == message + THAN_8_GIB
 
 
 @pytest.mark.parametrize("words", [[], ["--config", "configs/sequence.yaml"], ["--config", "configs/gpu.yaml"]])
@@ -197,7 +222,7 @@ def test_shipped_configurations_fit(words, monkeypatch):
 
 
 def test_more_than_a_hundred_bad_configurations():
-    assert len({line for line, _ in [*BAD_COMMAND_LINES, *BAD_FILES, *BAD_NUMBERS, *BAD_PROBLEMS, *TOO_LARGE]}) >= 150
+    assert len({line for line, _ in [*BAD_COMMAND_LINES, *BAD_FILES, *BAD_NUMBERS, *BAD_PROBLEMS, *TOO_LARGE]}) >= 175
 
 
 def test_nothing_that_is_no_number_passes():
@@ -210,6 +235,12 @@ def test_nothing_that_is_no_number_passes():
         setattr(getattr(config, part) if part else config, leaf, float("nan"))
         with pytest.raises(InputError, match=f"^{key} is nan; it must be a finite number$"):
             check(config)
+
+
+def test_every_number_outside_the_graph_is_refused_somewhere():
+    told = [message for _, message in [*BAD_COMMAND_LINES, *BAD_FILES, *BAD_NUMBERS]]
+    keys = [key for _, _, keys in _DOMAINS for key in keys.split()]
+    assert [key for key in keys if not any(m.startswith(f"{key} is ") and "; it must be " in m for m in told)] == []
 
 
 PUZZLES = {"n_rows", "n_columns", "room_size", "max_leaves", "concept", "radius"}  # theirs stand in tests/graphs

@@ -42,4 +42,5 @@ def test_signals_in_every_stage():
 @pytest.mark.slow
 def test_a_taste_of_fuzzing():
     told = script("fuzz.py", "--inputs", "150")
-    assert re.findall(r"^(.*?) +150 inputs", told, re.MULTILINE) == ["edge list", "graph", "run folder", "state"]
+    readers = ["edge list", "graph", "run folder", "state", "GraphML", "Matrix Market", "SciPy", "pandas"]
+    assert re.findall(r"^(.*?) +150 inputs", told, re.MULTILINE) == readers
