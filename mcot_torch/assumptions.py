@@ -130,7 +130,7 @@ def _difficulty(graph: MetastableGraph, task: Task | None) -> AssumptionReport:
     mean = float(task.start @ np.where(np.isin(np.arange(graph.n_states), task.target), 0.0, steps[graph.clusters]))
     share = mean / k
     passed = share >= SMALLEST_SHARE
-    text = f"{mean:.3g} hard steps on the shortest path = {share:.2g}·K"
+    text = f"{mean:.3g} hard step{'s' * (mean != 1)} on the shortest path = {share:.2g}·K"
     offenders = [] if passed else [f"task {task.description}: {mean:.3g} hard steps for K = {k}"]
     return AssumptionReport("A3", title, passed, {"hard_steps": mean, "share": share}, text, offenders)
 

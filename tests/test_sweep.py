@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcot_torch.figures.parallel import parallel_figure
+from mcot_torch.folders import find_runs
 from mcot_torch.sweep import engines
 from mcot_torch.sweep.__main__ import main
 from mcot_torch.sweep.spec import read_spec
@@ -129,12 +130,17 @@ if config["seed"] == 1 and not Path("mended").exists():
 (folder / "config.yaml").write_text(open(sys.argv[-1]).read())
 for stage in config["stages"]:
     (folder / stage).mkdir(exist_ok=True)
-    (folder / stage / "metrics.json").write_text("{}")
+    (folder / stage / "metrics.json").write_text('{"history": [], "transitions": 9, "edges": 3, "n_clusters": 3}')
 base = 10 / config["graph"]["epsilon"]
 def row(time):
-    return {"hitting_time_exact": time, "hitting_time_sampled": {"mean": 4.5}, "speedup": base / (time or 4.5), "row_tv_max": 0.1}
-models = {"base": row(base), "guided": {**row(9.0), "hard_step_recall": 0.5}, "tuned": row(7.0), "student": row(None)}
-(folder / "evaluation.json").write_text(json.dumps({"models": models, "seconds": {"pretrain": 1.5, "ppo": 1.0}}))
+    return {"hitting_time_exact": time, "hitting_time_sampled": {"mean": 4.5}, "speedup": base / (time or 4.5), "row_tv_max": 0.1,
+            "hard_step_probability": {"mean": 0.01}, "hard_step_recall": None, "hard_step_precision": None}
+models = {"base": row(base), "pretrained": row(base), "guided": {**row(9.0), "hard_step_recall": 0.5},
+          "tuned": row(7.0 + config["seed"]), "student": row(None)}
+result = {"models": models, "seconds": {"pretrain": 1.5, "ppo": 1.0}}
+if not Path("an older version").exists():
+    result["survival"] = {"tuned": {"times": [1, 9], "exact": [1.0, 0.1]}}
+(folder / "evaluation.json").write_text(json.dumps(result))
 """
 
 
@@ -181,6 +187,39 @@ def test_table_failure_and_resume(spec, fake_train, capsys):
     assert "state" not in Path("runs/s/sweep.md").read_text().splitlines()[0]
     assert main([path]) == 0
     assert len(Path("calls").read_text().split()) == 8
+
+
+def test_finished_runs_are_compared(spec, fake_train, capsys):
+    path = str(spec("name: s\ngrid: {graph.epsilon: [0.01, 0.02], seed: [0, 1, 4]}"))
+    assert main([path, "--jobs", "2"]) == 1
+    line = "compared runs/s/compare/compare.html: 4 runs in 2 groups that differ in more than the seed\n"
+    assert capsys.readouterr().out.count(line) == 1
+    assert sorted(p.name for p in Path("runs/s/compare").iterdir()) == [
+        f"compare.{ending}" for ending in ("csv", "html", "md", "png", "tex")
+    ]
+    with open("runs/s/compare/compare.csv") as file:
+        rows = [row for row in csv.DictReader(file) if (row["model"], row["metric"]) == ("tuned", "time to the target")]
+    assert [row["group"] for row in rows] == ["graph.epsilon=0.01", "graph.epsilon=0.02"]
+    assert [(row["iqm"], row["low"], row["high"]) for row in rows] == [("9.0", "7.0", "11.0")] * 2  # seeds 0 and 4
+    assert rows[0]["folders"] == "runs/s/epsilon=0.01_seed=0 runs/s/epsilon=0.01_seed=4"
+    found = find_runs(["runs/s/*"])  # what evaluate.py compares: neither configs/ nor logs/ nor compare/
+    assert sorted(p.name for p in found) == [f"epsilon={e}_seed={s}" for e in ("0.01", "0.02") for s in (0, 4)]
+
+
+def test_what_is_not_compared(spec, fake_train, capsys):
+    path = str(spec("name: s\nset: {graph.epsilon: 0.01}\ngrid: {seed: [0, 1]}"))
+    assert main([path]) == 1  # one of the two fails
+    assert "compared" not in capsys.readouterr().out
+    Path("an older version").touch()
+    path = str(spec("name: old\nset: {graph.epsilon: 0.01}\ngrid: {seed: [0, 2]}"))
+    assert main([path]) == 0
+    assert "not compared: runs/old/seed=0/evaluation.json says nothing of survival curves" in capsys.readouterr().out
+    assert not list(Path().glob("runs/*/compare"))
+    Path("an older version").unlink()
+    path = str(spec("name: seeds\nset: {graph.epsilon: 0.01}\ngrid: {seed: [0, 2]}"))
+    assert main([path]) == 0
+    assert "compared runs/seeds/compare/compare.html: 2 runs in 1 group of seeds" in capsys.readouterr().out
+    assert Path("runs/seeds/compare/compare.md").read_text().splitlines()[2].startswith("| seeds | base | 2 |")
 
 
 def test_a_run_of_other_settings_is_not_taken_for_done(spec, fake_train, capsys):

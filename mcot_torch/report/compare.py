@@ -230,8 +230,6 @@ def compare_runs(folders: Sequence[Path], options: EvaluateOptions) -> list[Grou
         raise InputError(f"out is {out}, which is a file; give a folder")
     groups = group_runs([read_run(folder) for folder in folders])
     console.print(compare_files.terminal_table(groups))
-    written = compare_files.write_tables(groups, out)
-    if options.figures is not False:
-        written += compare_files.write_curves(groups, out)
+    written = compare_files.write(groups, out, options.figures is not False)
     say(f"Written  {', '.join(str(path) for path in written)}")
     return groups

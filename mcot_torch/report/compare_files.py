@@ -16,7 +16,7 @@ from mcot_torch.report.compare import METRICS, Group, Summary, models_of, summar
 from mcot_torch.report.text import number
 from mcot_torch.saving import write_text
 
-__all__ = ["as_csv", "as_dict", "as_latex", "as_markdown", "cell", "terminal_table", "write_curves", "write_tables"]
+__all__ = ["as_csv", "as_dict", "as_latex", "as_markdown", "cell", "terminal_table", "write"]
 
 _NOTE = (
     "Interquartile mean over the runs of a group, which differ in the seed alone, with its 95 % bootstrap interval. "
@@ -156,16 +156,14 @@ def terminal_table(groups: Sequence[Group]) -> Table:
     return table
 
 
-def write_tables(groups: Sequence[Group], out: Path) -> list[Path]:
-    """compare.md, compare.tex and compare.csv."""
+def write(groups: Sequence[Group], out: Path, figures: bool = True) -> list[Path]:
+    """compare.md, compare.tex and compare.csv, with figures compare.png and compare.html too; returns what was written."""
     texts = {"md": as_markdown(groups), "tex": as_latex(groups), "csv": as_csv(groups)}
     for ending, text in texts.items():
         write_text(out / f"compare.{ending}", text)
-    return [out / f"compare.{ending}" for ending in texts]
-
-
-def write_curves(groups: Sequence[Group], out: Path) -> list[Path]:
-    """compare.png and compare.html."""
+    written = [out / f"compare.{ending}" for ending in texts]
+    if not figures:
+        return written
     from mcot_torch.figures import compare_figure, save
     from mcot_torch.report.compare_page import comparison_page
     from mcot_torch.report.curves import panels
@@ -173,4 +171,4 @@ def write_curves(groups: Sequence[Group], out: Path) -> list[Path]:
     drawn = panels(groups)
     save(compare_figure(drawn, [group.name for group in groups]), out / "compare.png")
     write_text(out / "compare.html", comparison_page(groups, drawn))
-    return [out / "compare.png", out / "compare.html"]
+    return [*written, out / "compare.png", out / "compare.html"]

@@ -80,9 +80,8 @@ def _times(groups: Sequence[Group]) -> Section:
     for i, group in enumerate(groups):
         for model in models_of(group):
             name = f'<span class="swatch" style="--c:var(--{_tone(i)})"></span>{escape(group.name)}'
-            rows.append(
-                [name, model, str(len(group.runs)), *(cell(summary(group, model, metric)) for metric in METRICS)]
-            )
+            cells = [cell(summary(group, model, metric)).replace(", ", ",&nbsp;") for metric in METRICS]
+            rows.append([name, model, str(len(group.runs)), *cells])
     section.body += table(["group", "model", "runs", *(metric.name for metric in METRICS)], rows, text_columns=2)
     return section
 

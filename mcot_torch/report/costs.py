@@ -40,7 +40,7 @@ def cost_section(m: Material) -> Section:
     if "ppo" in by_stage:
         c = by_stage["ppo"]
         took = f"{amount(c.transitions)} steps" if c.transitions else "no sampling"
-        parts.append(f"PPO put that into the weights for {took} in {seconds(c.seconds)}")
+        parts.append(f"PPO {_kept(base, by_stage['search'].after, c.after)} for {took} in {seconds(c.seconds)}")
     if "distill" in by_stage and by_stage["distill"].after:
         c = by_stage["distill"]
         parts.append(
@@ -55,6 +55,15 @@ def cost_section(m: Material) -> Section:
     section = Section("costs", "What did each gain cost?", answer[0].upper() + answer[1:] + ".")
     section.body = f'<div class="pair">{_sampled_chart(m, section)}{_seconds_chart(m, section)}</div>' + _cost_table(m)
     return section
+
+
+def _kept(base: float, guided: float | None, tuned: float | None) -> str:
+    """What PPO made of the speed of the guided model."""
+    if not guided or not tuned or guided > base / 1.05 or tuned < 1.25 * guided:
+        return "put that into the weights"
+    if tuned < base / 1.05:
+        return f"put part of that into the weights ({number(base / tuned)} times as fast)"
+    return f"has not put that into the weights yet (still {number(tuned)} steps)"
 
 
 def _sampled_chart(m: Material, section: Section) -> str:
@@ -181,10 +190,12 @@ def _beside(m: Material, ours: Routes, theirs: Routes | None) -> str:
             ],
         )
         rows.insert(5, ["effective routes", number(theirs.effective), number(ours.effective)])
-    caption = (
-        "A route is the sequence of clusters with loops erased; the number of effective routes is the exponential of their entropy. "
-        f"Chains of thought a second: of {m.result['evaluation']['walks']:,} sampled together on this machine."
-    )
+    caption = f"Chains of thought a second: of {m.result['evaluation']['walks']:,} sampled together on this machine."
+    if theirs is not None:
+        caption = (
+            "A route is the sequence of clusters with loops erased; the number of effective routes is the exponential of their "
+            f"entropy. {caption}"
+        )
     return table(["", f"teacher ({m.teacher})", "student"], rows, caption)
 
 
@@ -258,7 +269,9 @@ def chain_section(m: Material) -> tuple[Section, dict[str, Any]]:
     answer = f"Here {', '.join(told[:-1])} and {told[-1]}"
     if thoughts[-1][0] == _LIFTED:
         answer += f", which lift to {plural(thoughts[-1][2].length, 'step')}"
-    median = "Each is the one of median length among nine; press play, or take it step by step."
+    median = (
+        'Each is the one of median length among nine<span class="screen">; press play, or take it step by step</span>.'
+    )
     picture, labels = m.picture, m.graph.clusters
     used: set[int] = set()
     entries = []

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mcot_torch.evaluation import row_tv
+from mcot_torch.chains.elimination import Kernel
+from mcot_torch.measures import entries, row_tv
 from mcot_torch.report.charts import Chart, colour, line, log_axis, numbers, plain_axis, rule, thinned
 from mcot_torch.report.material import Material
 from mcot_torch.report.page import Section, plot, table
-from mcot_torch.report.text import cluster, escape, not_yet, number
+from mcot_torch.report.text import cluster, escape, not_yet, number, span
 
 __all__ = ["kernel_section"]
 
@@ -25,20 +26,20 @@ def kernel_section(m: Material) -> Section:
     """How did the kernel change?"""
     scales, rows = m.problem.scales, m.rows
 
-    def span(model: str) -> str:
+    def learned(model: str) -> str:
         p = rows[model]["hard_step_probability"]
-        return f"{number(p['mean'])} ({number(p['min'])} – {number(p['max'])})"
+        return f"{number(p['mean'])} ({span(p['min'], p['max'])})"
 
     if "tuned" in rows:
         answer = (
-            f"PPO raised the probability of a hard step from {span('pretrained')} to {span('tuned')}, "
+            f"PPO raised the probability of a hard step from {learned('pretrained')} to {learned('tuned')}, "
             f"where ε<sub>max</sub> = {number(scales.epsilon_max)} was asked for"
         )
         easy = rows["tuned"]["row_tv_easy_max"]
         answer += f"; no row without a hard step is further than {number(easy)} from the graph's." if easy else "."
     else:
         answer = (
-            f"Pretraining learned the hard steps at {span('pretrained')} a step, where the graph has {number(m.graph.epsilon)}. "
+            f"Pretraining learned the hard steps at {learned('pretrained')} a step, where the graph has {number(m.graph.epsilon)}. "
             + not_yet("ppo")
         )
     section = Section("kernel", "How did the kernel change?", answer)
@@ -54,13 +55,16 @@ def _hard_chart(m: Material, section: Section) -> str:
     chosen = order[thinned(len(order), _MOST_HARD)]
     edges, kind = edges[chosen], [kind[i] for i in chosen]
     models = [n for n in ("base", "pretrained", "tuned") if n in m.subjects]
-    p = {n: np.maximum(m.subjects[n].kernel[edges[:, 0], edges[:, 1]], 1e-9) for n in models}
+    exact = {n: entries(m.subjects[n].kernel, edges) for n in models}
+    every = np.concatenate(list(exact.values()))
+    floor = max(1e-9, float(every[every > 0].min()) / 10)  # where those that a model never takes are drawn
+    p = {n: np.maximum(exact[n], floor) for n in models}
     x = np.arange(1, len(edges) + 1)
     verdict = {"found": "found", "missed": "missed by search", "false": "not hard"}
     texts = [
         f"{escape(m.graph.name(a))} → {escape(m.graph.name(b))}"
         f"<br>{cluster(m.graph.clusters[a])} → {cluster(m.graph.clusters[b])}{', ' + verdict[k] if m.found is not None else ''}<br>"
-        + "<br>".join(f"{n} {number(float(p[n][i]))}" for n in models)
+        + "<br>".join(f"{n} {number(float(exact[n][i]))}" for n in models)
         for i, ((a, b), k) in enumerate(zip(edges.tolist(), kind, strict=True))
     ]
     gaps = np.full(len(x), np.nan)
@@ -84,16 +88,28 @@ def _hard_chart(m: Material, section: Section) -> str:
         shapes.append(shape)
         notes.append(note)
     some = f" ({len(edges):,} of {len(order):,} shown)" if len(order) > len(edges) else ""
+    yaxis = log_axis("probability a step", [v for n in models for v in (p[n].min(), p[n].max())])
+    caption = "Each hard step before and after. One that search missed stays low."
+    if (every <= floor).any():
+        yaxis = _with_zero(yaxis, floor)
+        caption += " At 0: cut in pretraining with the impossible steps, and out of the search's sight."
     layout = {
         "xaxis": plain_axis(
             f"hard steps, in order of their states{some}", showticklabels=False, ticks="", showgrid=False
         ),
-        "yaxis": log_axis("probability a step", [v for n in models for v in (p[n].min(), p[n].max())]),
+        "yaxis": yaxis,
         "shapes": shapes,
         "annotations": notes,
     }
     chart = Chart(data, layout, 340, "Probability of each hard step in the base chain, after pretraining and after PPO")
-    return plot(section, chart, "Each hard step before and after. One that search missed stays low.")
+    return plot(section, chart, caption)
+
+
+def _with_zero(axis: dict[str, Any], floor: float) -> dict[str, Any]:
+    """A logarithmic axis whose lowest tick stands for 0."""
+    kept = [(v, t) for v, t in zip(axis["tickvals"], axis["ticktext"], strict=True) if v > 2 * floor]
+    values, texts = [floor, *(v for v, _ in kept)], ["0", *(t for _, t in kept)]
+    return {**axis, "tickvals": numbers(values), "ticktext": texts}
 
 
 def _rows_chart(m: Material, section: Section) -> str:
@@ -138,11 +154,10 @@ def _rows_chart(m: Material, section: Section) -> str:
     )
 
 
-def _cells(kernel: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _cells(kernel: Kernel, labels: np.ndarray) -> np.ndarray:
     """(K, K) probability that a step from cluster k enters l, mean over the states of k."""
-    k = int(labels.max()) + 1
-    entered = np.stack([kernel[:, labels == j].sum(axis=1) for j in range(k)], axis=1)
-    return np.stack([entered[labels == i].mean(axis=0) for i in range(k)])
+    belongs = np.eye(int(labels.max()) + 1)[labels]  # (N, K)
+    return belongs.T @ (kernel @ belongs) / belongs.sum(axis=0)[:, None]
 
 
 def _maps(m: Material, section: Section) -> str:

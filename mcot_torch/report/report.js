@@ -5,6 +5,7 @@ const content = JSON.parse(document.getElementById("data").textContent);
 /* ---- light and dark ---- */
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const toggle = document.getElementById("theme");
+const printing = () => root.classList.contains("paper"); // a sheet is 760 pixels wide, whatever the window is
 const isDark = () => (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
 function retheme(theme) {
   if (theme) root.dataset.theme = theme; else delete root.dataset.theme;
@@ -51,19 +52,22 @@ const common = {
 };
 function drawAll() {
   for (const [id, chart] of Object.entries(content.charts)) {
-    const layout = resolved(merged(common, chart.layout));
-    Plotly.react(id, resolved(chart.data), layout, { displayModeBar: false, responsive: true });
+    const layout = resolved(merged(common, chart.layout)), place = document.getElementById(id);
+    if (printing()) Object.assign(layout, { width: place.clientWidth, height: place.clientHeight });
+    Plotly.react(id, resolved(chart.data), layout, { displayModeBar: false, responsive: !printing() });
   }
 }
-const resizeAll = () => Object.keys(content.charts).forEach((id) => Plotly.Plots.resize(id));
 let before;
 addEventListener("beforeprint", () => {
   before = root.dataset.theme;
+  root.classList.add("paper");
   document.querySelectorAll("details:not(.long)").forEach((d) => { d.open = true; });
   retheme("light");
-  resizeAll();
 });
-addEventListener("afterprint", () => { retheme(before); resizeAll(); });
+addEventListener("afterprint", () => {
+  root.classList.remove("paper");
+  retheme(before);
+});
 retheme();
 
 /* ---- texts on hover, or on a tap ---- */

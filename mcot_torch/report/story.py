@@ -110,11 +110,10 @@ def hard_steps(m: Material) -> Section:
         took = m.result["transitions"]["search"]
         found, missed, false = (len(kinds[k]) for k in ("found", "missed", "false"))
         verdict = "found all of them" if not missed else f"found {found:,} and missed {missed:,}"
-        verdict += (
-            " and nothing else"
-            if not false
-            else f", and took {plural(false, 'easy step')} for {'a ' if false == 1 else ''}hard {'one' if false == 1 else 'ones'}"
-        )
+        if false:
+            verdict += f", and took {plural(false, 'easy step')} for {'a ' if false == 1 else ''}hard {'one' if false == 1 else 'ones'}"
+        else:
+            verdict += ", and took no easy step for a hard one" if missed else " and nothing else"
         answer += f"Search {verdict}, in {amount(took)} steps of the model's own walks."
     marks = [("found", "hard step, found" if m.found is not None else "hard step")]
     marks += [(k, t) for k, t in (("missed", "hard step, missed"), ("false", "easy step taken for hard")) if kinds[k]]
@@ -128,10 +127,11 @@ def hard_steps(m: Material) -> Section:
     key += '<li><svg viewBox="0 0 22 12"><circle class="blob start" cx="11" cy="6" r="6"/></svg>start</li>'
     key += '<li><svg viewBox="-11 -6 22 12"><path class="target" d="M0 -7L1.9 -2.2L7 -2.2L2.9 1.1L4.4 6L0 3.1L-4.4 6L-2.9 1.1L-7 -2.2L-1.9 -2.2Z"/></svg>target</li>'
     what = (
-        "Hover over a state or an arrow for its name and its probabilities."
+        '<span class="screen">Hover over a state or an arrow for its name and its probabilities.</span>'
         if m.picture.with_states
         else (
-            f"{graph.n_states:,} states are too many to draw: a circle is a cluster, an arrow all hard steps between two; hover for their numbers."
+            f"{graph.n_states:,} states are too many to draw: a circle is a cluster, an arrow all hard steps between two"
+            '<span class="screen">; hover for their numbers</span>.'
         )
     )
     drawing = (
@@ -151,8 +151,8 @@ def times(m: Material) -> Section:
     base = expected_time(rows["base"])
     last = [n for n in ("pretrained", "guided", "tuned") if n in rows][-1]
     answer = (
-        f"The base chain needs {number(base)} steps on average and the {NAMES[last]} {number(expected_time(rows[last]))}, "
-        f"{number(rows[last]['speedup'])} times fewer"
+        f"The base chain needs {number(base)} steps on average and the {NAMES[last]} {number(expected_time(rows[last]))}"
+        + _fewer(rows[last]["speedup"])
     )
     if "student" in rows:
         answer += f"; the student needs {number(expected_time(rows['student']))} hops"
@@ -220,6 +220,12 @@ def times(m: Material) -> Section:
         "Share of chains of thought that are still on their way after t. Coloured: exact. Thin: sampled, with its 95 % band.",
     ) + _times_table(m)
     return section
+
+
+def _fewer(speedup: float | None) -> str:
+    if speedup is None or 0.95 < speedup < 1.05:
+        return ""
+    return f", {number(speedup)} times fewer" if speedup > 1 else f", {number(1 / speedup)} times as many"
 
 
 def _times_table(m: Material) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ["amount", "cluster", "escape", "interval", "not_yet", "number", "plural", "seconds", "typeset"]
+__all__ = ["amount", "cluster", "escape", "interval", "not_yet", "number", "plural", "seconds", "span", "typeset"]
 
 
 def number(value: float | None) -> str:
@@ -20,6 +20,11 @@ def number(value: float | None) -> str:
 def interval(mean: float | None, high: float | None) -> str:
     """mean ± half the width of its interval."""
     return "–" if mean is None or high is None else f"{number(mean)} ± {number(high - mean)}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """From low to high, in one piece: no line ends within."""
+    return f"{number(low)}\u00a0–\u2060\u00a0{number(high)}"
 
 
 def amount(value: float | None) -> str:

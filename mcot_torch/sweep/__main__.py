@@ -1,4 +1,4 @@
-"""`python -m mcot_torch.sweep SPEC`: many runs, a table, a figure; `--help` says the rest."""
+"""`python -m mcot_torch.sweep SPEC`: many runs, a table, a figure, a comparison; `--help` says the rest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _sweep(words: Sequence[str]) -> int:
     sweep = read_spec(Path(options.spec))
     from mcot_torch.progress import console, progress_bar, say
     from mcot_torch.sweep.engines import ENGINES, default_jobs, is_done
-    from mcot_torch.sweep.results import collect, last_line, table, write
+    from mcot_torch.sweep.results import collect, compare, last_line, table, write
 
     waiting = [run for run in sweep.runs if not is_done(run)]
     jobs = options.jobs or default_jobs(sweep.runs)
@@ -70,6 +70,8 @@ def _sweep(words: Sequence[str]) -> int:
     console.print(table(sweep, rows))
     for path in write(sweep, rows):
         say(f"wrote    {path}")
+    if line := compare(sweep):
+        say(line)
     if failed:
         say(f"{len(failed)} of {len(sweep.runs)} runs failed; what they printed is in {sweep.folder / 'logs'}")
     return 1 if failed else 0

@@ -13,13 +13,17 @@ from rich import box
 from rich.table import Table
 
 from mcot_torch.config import resolve_run_dir
+from mcot_torch.errors import InputError
 from mcot_torch.figures.parallel import parallel_figure
 from mcot_torch.figures.style import save
+from mcot_torch.report.compare import Group, group_runs, read_run
+from mcot_torch.report.compare_files import write as write_comparison
+from mcot_torch.report.text import plural
 from mcot_torch.saving import read_json, write_text
 from mcot_torch.sweep.engines import is_done
 from mcot_torch.sweep.spec import Run, Sweep
 
-__all__ = ["Row", "collect", "last_line", "table", "write"]
+__all__ = ["Row", "collect", "compare", "last_line", "table", "write"]
 
 Row = dict[str, Any]
 
@@ -129,3 +133,26 @@ def write(sweep: Sweep, rows: Sequence[Row]) -> list[Path]:
         figure = parallel_figure(lines_of, axes[colour] if colour else None, levels)
         written.append(save(figure, sweep.folder / "parallel_coordinates.png"))
     return written
+
+
+def compare(sweep: Sweep) -> str:
+    """compare/ in the sweep's folder: the finished runs beside one another, as evaluate.py compares several.
+
+    Returns:
+        One line that says where it lies; "" with fewer than two finished runs, which are no comparison.
+    """
+    done = [resolve_run_dir(run.config) for run in sweep.runs if is_done(run)]
+    if len(done) < 2:
+        return ""
+    try:
+        groups = group_runs([read_run(folder) for folder in done])
+    except (
+        InputError
+    ) as error:  # an evaluation of an older version; two runs that differ in nothing that decides numbers
+        return f"not compared: {error}"
+    if len(groups) == 1:  # its own name would be that of one of its runs
+        groups = [Group(sweep.folder.name, groups[0].runs)]
+    out = sweep.folder / "compare"
+    write_comparison(groups, out)
+    what = plural(len(groups), "group") + (" that differ in more than the seed" if len(groups) > 1 else " of seeds")
+    return f"compared {out / 'compare.html'}: {len(done)} runs in {what}"

@@ -39,6 +39,12 @@ def test_python_example_runs():
     command = [sys.executable, "examples/in_python.py"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr
-    base, tuned, hops = (float(line.split()[1]) for line in result.stdout.splitlines())
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("base", "steps,"), ("tuned", "steps,"), ("student", "hops,")]
+    base, tuned, hops = (float(row[1]) for row in rows)
     assert tuned < base / 5
     assert 5 < hops < 10
+    assert all(float(row[5]) < 0.05 for row in rows)  # each beside the chain that it should be
+    assert [float(row[3].rstrip("x,")) for row in rows] == pytest.approx(
+        [1, base / tuned, base / hops], abs=0.2, rel=0.02
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -66,7 +67,7 @@ def commands():
 @pytest.mark.parametrize("words", commands())
 def test_train_commands_parse(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parse_train(words.split())
+    parse_train(shlex.split(words))
 
 
 def test_sweep_of_the_page_is_read(monkeypatch, tmp_path):

@@ -119,3 +119,18 @@ def test_it_prints(browser, url, tmp_path):
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert page.run("document.documentElement.dataset.theme") is None  # back to what it was
     assert page.errors() == []
+
+
+@pytest.mark.parametrize("width", [500, 1600])
+def test_charts_fit_the_sheet_whatever_the_window(browser, url, width):
+    page = browser.open(url, width=width)
+    widths = "[...document.querySelectorAll('.plot')].map((p) => [p.clientWidth, p.querySelector('.main-svg').width.baseVal.value])"
+    before = page.run(widths)
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    printed = page.run(widths)
+    assert all(chart == place for place, chart in printed)
+    assert max(place for place, _ in printed) == 760
+    assert sorted(place for place, _ in printed)[-5] == pytest.approx(760 / 2, abs=32)  # pairs stay side by side
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run(widths) == before
+    assert page.errors() == []

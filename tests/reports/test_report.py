@@ -91,6 +91,32 @@ def test_answers_tell_what_was_measured(material, graph):
     )
 
 
+def test_a_run_that_gains_nothing_is_told_as_it_is(material, graph):
+    """PPO too short, a hard step cut in pretraining: no "0.5 times fewer", and 0 has a place on a logarithmic axis."""
+    m = material(graph, stages=("pretrain", "search", "ppo"))
+    base, (x, y) = m.rows["base"]["hitting_time_exact"], graph.sparse_edges[0]
+    m.rows["tuned"] |= {"hitting_time_exact": 2 * base, "speedup": 0.5}
+    for name in ("pretrained", "tuned"):
+        m.subjects[name] = replace(m.subjects[name], kernel=m.subjects[name].kernel.copy())
+        m.subjects[name].kernel[x, y] = 0.0
+    text = report(m)
+    answers = Reader(without_plotly(text)).answers[-6:]
+    assert f"and the tuned model {number(2 * base)}, 2 times as many" in answers[2]
+    assert f"PPO has not put that into the weights yet (still {number(2 * base)} steps)" in answers[3]
+    chart = data_of(text)["charts"]["kernel-1"]
+    tuned = next(trace for trace in chart["data"] if trace.get("name") == "tuned")
+    axis = chart["layout"]["yaxis"]
+    assert axis["ticktext"][0] == "0"
+    lowest = min(p for trace in chart["data"] if trace.get("name") == "base" for p in trace["y"])
+    assert axis["tickvals"][0] == min(tuned["y"]) == pytest.approx(lowest / 10, rel=1e-4)
+    assert 10 ** axis["range"][0] < axis["tickvals"][0]
+    assert tuned["text"][int(np.argmin(tuned["y"]))].endswith("<br>base 0.01<br>pretrained 0<br>tuned 0")
+    assert "At 0: cut in pretraining" in text
+    assert m.rows["guided"]["hitting_time_exact"] < base / 1.6
+    m.rows["tuned"] |= {"hitting_time_exact": base / 1.2, "speedup": 1.2}
+    assert "PPO put part of that into the weights (1.2 times as fast)" in report(replace(m))  # its costs anew
+
+
 def test_missed_and_false_steps_are_drawn_and_counted(whole, graph):
     _, text, easy = whole
     arrows = [
