@@ -59,6 +59,41 @@ def test_cluster_that_no_known_step_enters_gets_a_representative(exact_reasoner)
     assert (agree == same).mean() > 0.95  # walks out of the cluster by the unknown steps' sources may stray
 
 
+def table_of(kernel):
+    """The table of a kernel."""
+    kernel = torch.tensor(kernel, dtype=torch.float64)
+    model = LinearReasoner(len(kernel))
+    with torch.no_grad():
+        model.logits.copy_(kernel.clamp_min(1e-300).log())
+    model.support.copy_(kernel > 0)
+    return model
+
+
+def test_most_walks_decide_the_label():
+    """States 0 and 2 stay where they are, but for known hard steps; 1 goes to 0 and 3 to 2 four times in five."""
+    kernel = [[0.9, 0, 0.1, 0], [0.8, 0, 0.2, 0], [0.1, 0, 0.9, 0], [0.2, 0, 0.8, 0]]
+    prm = PRM(4, torch.tensor([[0, 2], [2, 0]]))
+    found = label_states(table_of(kernel), prm, Scales(2, 2, 0.1, 0.2), 201, seeded(0))
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.representatives.tolist() == [0, 2]
+
+
+def test_labels_and_their_cost_by_hand():
+    """0 -> 1 -> 2 -> 0 and 3 -> 4 -> 3 with doors 2 -> 3 and 4 -> 0: from 1, 2 and 4 the heads are 2, 1 and 1 steps away.
+
+    Then each head walks 4 ceil(2.5 M log M) = 36 steps, rounded up to a block of 64, with 33 walkers.
+    """
+    kernel = np.zeros((5, 5))
+    kernel[[0, 1, 2, 3, 4], [1, 2, 0, 4, 3]] = [1, 1, 0.9, 1, 0.9]
+    kernel[[2, 4], [3, 0]] = 0.1
+    found = label_states(
+        table_of(kernel.tolist()), PRM(5, torch.tensor([[2, 3], [4, 0]])), Scales(2, 3, 0.1, 0.2), 6, seeded(0)
+    )
+    assert found.labels.tolist() == [0, 0, 0, 1, 1]
+    assert found.representatives.tolist() == [0, 3]
+    assert found.transitions == 6 * (2 + 1 + 1) + 2 * 33 * 64
+
+
 # ---- counts ---------------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +123,15 @@ def test_recorded_counts(window, small_graph, exact_reasoner):
     assert counts.shape == (32, 32)
     assert float(counts.sum()) == 10_000
     assert (counts[~model.support] == 0).all()
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_counts_of_fewer_steps_than_a_path_are_one_path(window):
+    model = table_of(np.roll(np.eye(5), 1, axis=1)) if window == 1 else TransformerReasoner(5, window, 16, 1, 2)
+    counts = record_counts(model, 3, 10, seeded(2))
+    assert float(counts.sum()) == 10
+    if window == 1:  # twice round the ring, wherever it began
+        np.testing.assert_array_equal(counts, 2 * np.roll(np.eye(5), 1, axis=1))
 
 
 # ---- the student ----------------------------------------------------------------------------------------------------
@@ -164,6 +208,18 @@ def test_interrupted_distillation_ends_with_the_same_bits(small_graph, exact_rea
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_the_student_begins_from_the_seed_alone(small_graph, exact_reasoner):
+    config = DistillConfig(student="transformer", transitions=10_000, steps=1)
+    arguments = (exact_reasoner(small_graph), true_prm(small_graph), Scales.of(small_graph, 0.06), config)
+    states = []
+    for seed, elsewhere in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(elsewhere)  # what other code draws plays no part
+        states.append(distill(*arguments, context(seed))[0].model.state_dict())
+    one, same, other = states
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
 # ---- lifted paths ---------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +252,21 @@ def test_lifted_paths_are_valid_and_arrive(window, exact_reasoner):
         if graph.clusters[first] != 3:
             assert list(hops).count(3) >= 1
             assert (hops[list(hops).index(3) :] == 3).all()  # it does not leave the last cluster again
+
+
+def test_lifted_paths_by_hand():
+    """0 -> 1 -> 0 and 2 -> 3 -> 2, with doors 1 -> 2 and 3 -> 0: where a walk stands at its door it goes through."""
+    kernel = [[0, 1, 0, 0], [0.9, 0, 0.1, 0], [0, 0, 0, 1], [0.1, 0, 0.9, 0]]
+    student = Student(LinearReasoner(2), 4)
+    student.labels.copy_(torch.tensor([0, 0, 1, 1]))
+    student.representatives.copy_(torch.tensor([0, 2]))
+    prm, start = PRM(4, torch.tensor([[1, 2], [3, 0]])), torch.tensor([2, 3, 0, 1])
+    to_one = [[2, 3, 0, 1], [3, 0, 1, -1], [0, 1, -1, -1], [1, -1, -1, -1]]
+    to_three = [[2, 3, -1, -1], [3, -1, -1, -1], [0, 1, 2, 3], [1, 2, 3, -1]]
+    for target, expected in ((1, to_one), (3, to_three)):
+        paths, arrived = lift(student, table_of(kernel), prm, start, torch.arange(4) == target, seeded(0))
+        assert paths.tolist() == expected
+        assert arrived.all()
 
 
 def test_hop_without_a_known_step_is_given_up(exact_reasoner):

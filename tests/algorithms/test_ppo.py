@@ -347,6 +347,25 @@ def test_minibatch_losses_are_normalised_by_the_whole_rollout(graph, exact_reaso
     np.testing.assert_allclose(mean, gradients[1][0], atol=1e-12)
 
 
+def test_the_loss_is_a_mean_over_samples(graph, exact_reasoner, monkeypatch):
+    """At ratio 1 the gradient of −(1/n) Σ a_xy p_xy/p_old,xy in the logits of row x is −(a_x − p_x Σ_y a_xy) / n."""
+    gradients, model = [], spread_out(exact_reasoner(graph))
+    monkeypatch.setattr(
+        Stage,
+        "update",
+        lambda self, losses, rate: gradients.append(torch.autograd.grad(sum(losses), self.reasoner.logits)[0]),
+    )
+    stage = make_stage(model, graph, PPOConfig(transitions=4000))
+    with torch.no_grad():
+        rollout = stage.rollout(torch.Generator().manual_seed(0))
+        old = model.log_probs(rollout.states)
+    assert stage._improve(rollout, old, torch.arange(32), 0.1) is False
+    a, p = (rollout.gain - rollout.loss)[:, 0].numpy(), model.kernel().numpy()
+    expected = -(a - p * a.sum(1, keepdims=True)) / rollout.n_samples
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(gradients[0], expected, atol=1e-12)
+
+
 @pytest.mark.parametrize(("limit", "updates"), [(1e-9, 1), (None, 6), (1e9, 6)])
 def test_target_kl_stops_before_the_step(limit, updates, graph, exact_reasoner, monkeypatch):
     count = []
@@ -355,6 +374,19 @@ def test_target_kl_stops_before_the_step(limit, updates, graph, exact_reasoner, 
     config = PPOConfig(rounds=2, epochs=6, transitions=4000, learning_rate=0.01, target_kl=limit)
     ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
     assert len(count) == 2 * updates
+
+
+def test_a_round_ends_where_the_kl_limit_says_so(graph, exact_reasoner, monkeypatch):
+    calls = []
+
+    def third_stops(self, *arguments):
+        calls.append(self.step)
+        return calls.count(self.step) == 3
+
+    monkeypatch.setattr(PPOStage, "_improve", third_stops)
+    config = PPOConfig(rounds=2, epochs=3, minibatches=5, transitions=4000)
+    ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    assert calls == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["linear", "transformer"])
@@ -443,6 +475,9 @@ def test_saved_pieces_go_back_into_a_fresh_stage(graph, exact_reasoner):
     assert torch.equal(fresh.values, stage.values)
     assert fresh.env_steps == 77
     np.testing.assert_array_equal(fresh.reference.kernel(), stage.reference.kernel())
+    for state in (0, 31):
+        fresh.load_extra_state({**saved, "walkers": torch.full((8,), state)})
+        assert fresh.walkers.tolist() == [state] * 8
     for state in (-1, 32):
         with pytest.raises(ValueError, match=r"walker outside the states 0 \.\. 31"):
             fresh.load_extra_state({**saved, "walkers": torch.full((8,), state)})

@@ -1,6 +1,7 @@
 """Algorithm 2: Ĉ by hand, M_s = E_s on the exact kernel at the stated price, interruption, RL mode."""
 
 import inspect
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from mcot_torch.algorithms.ppo import sign_ascent
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import (
     SearchConfig,
+    _checked,
     avoid,
     estimate_cluster,
     resolve_search,
@@ -54,6 +56,15 @@ def test_defaults_of_the_theory():
     assert config.max_steps == 16_000
     kept = resolve_search(SearchConfig(3, 4, 5, 6, 1), Scales(10, 32, 0.002, 0.03))
     assert (kept.rounds, kept.walks, kept.cover_steps, kept.max_steps, kept.min_votes) == (3, 4, 5, 6, 1)
+
+
+@pytest.mark.parametrize("n_clusters", [2, 9, 10, 11, 100])
+def test_rounds_and_walks_grow_with_the_logarithm_of_ten_clusters_or_more(n_clusters):
+    config = resolve_search(SearchConfig(), Scales(n_clusters, 1, 0.002, 0.03))
+    log_k = math.log(10 if n_clusters < 10 else n_clusters)
+    assert config.rounds == math.ceil(3 * n_clusters * log_k)
+    assert config.walks == math.ceil(3 * log_k)
+    assert (config.cover_steps, config.max_steps) == (math.ceil(5 * math.log(2)), 1000)  # clusters of one count as two
 
 
 def table_of(kernel):
@@ -150,6 +161,19 @@ def test_defaults_suffice_for_few_clusters(n_clusters, exact_reasoner):
     assert as_set(result.edges) == as_set(graph.sparse_edges)
 
 
+def test_starts_are_drawn_where_the_fewest_clusters_were(monkeypatch):
+    seen = []
+
+    def all_but_four(reasoner, starts, config, draw, policy):
+        seen.append(starts.tolist())
+        return [set() for _ in starts], torch.arange(6).expand(len(starts), -1) != 4, 1
+
+    monkeypatch.setattr(search_module, "search_rounds", all_but_four)
+    search(LinearReasoner(6), Scales(3, 2, 0.1, 0.2), SearchConfig(rounds=8, walks=2), context())
+    assert [len(starts) for starts in seen] == [3, 3, 2]
+    assert seen[1:] == [[4, 4, 4], [4, 4]]
+
+
 def test_nothing_found_is_an_empty_result():
     result = search(table_of([[0, 1], [1, 0]]), Scales(2, 2, 0.1, 0.2), context=context())
     assert result.edges.shape == (0, 2)
@@ -199,6 +223,38 @@ class Counted:
         return self.function(*args)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"votes": [[0, 3, 2**63 - 1]]}, None),
+        ({"transitions": 0, "done": 0}, None),
+        ({"votes": [[0, 3, 2**63]]}, "a count that is none"),  # no int64
+        ({"votes": [[0, 3, -1]]}, "a count that is none"),
+        ({"votes": [[0, 3, 0.5]]}, "a count that is none"),
+        ({"transitions": 2**63}, "a count that is none"),
+        ({"done": -1}, "a count that is none"),
+        ({"votes": [[0, 4, 1]]}, r"outside the states 0 \.\. 3"),
+        ({"votes": [[-1, 0, 1]]}, r"outside the states 0 \.\. 3"),
+        ({"coverage": torch.zeros(5, dtype=torch.int64)}, "covers 5 states, and there are 4"),
+        ({"coverage": torch.zeros(4)}, "covers 4 states"),
+        ({"model.logits": torch.full((4, 4), math.nan)}, "not finite"),
+    ],
+)
+def test_a_saved_state_is_checked(change, message):
+    tensors = {"coverage": torch.tensor([3, 1, 4, 1])}
+    meta = {"votes": [[0, 3, 2], [3, 0, 1]], "transitions": 7, "done": 2}
+    for key, value in change.items():
+        (tensors if isinstance(value, torch.Tensor) else meta)[key] = value
+    if message:
+        with pytest.raises(ValueError, match=message):
+            _checked(tensors, meta, LinearReasoner(4))
+        return
+    coverage, votes = _checked(tensors, meta, LinearReasoner(4))
+    assert coverage.tolist() == [3, 1, 4, 1]
+    assert votes == {(x, y): n for x, y, n in meta["votes"]}
+
+
 def test_avoid_never_takes_the_given_steps(small_graph, exact_reasoner):
     model = exact_reasoner(small_graph)
     table = model.table(avoid(torch.from_numpy(small_graph.sparse_edges), model))
@@ -224,7 +280,7 @@ def test_rl_mode_raises_the_steps_as_it_finds_them(exact_reasoner):
 
     result = search(model, scales, SearchConfig(mode="rl", rounds=60), context(1), raise_them)
     assert as_set(result.edges) == as_set(graph.sparse_edges)
-    assert sizes == sorted(sizes)
+    assert all(after > before for before, after in itertools.pairwise([0, *sizes]))  # only where a step was found
     assert result.transitions // 1_000_000_000 == len(sizes)  # what Algorithm 3 samples is part of the cost
     np.testing.assert_allclose(model.kernel(), graph.with_epsilon(0.04).kernel(), rtol=1e-9, atol=0)
 

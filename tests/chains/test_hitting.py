@@ -295,6 +295,12 @@ def test_an_unreachable_target_is_named(clusters):
         committor(P, 4, 0, clusters)
 
 
+@pytest.mark.parametrize(("n", "shown"), [(5, r"0, 1, 2, 3, 4\)"), (6, r"0, 1, 2, 3, 4, \.\.\.\)")])
+def test_five_lost_states_are_named(n, shown):
+    with pytest.raises(InputError, match=rf"{n} of {n + 1} states .*\(states {shown}"):
+        hitting_times(np.eye(n + 1), n)
+
+
 def test_only_states_on_the_way_need_to_reach_the_target():
     P = np.kron(np.eye(3), np.full((4, 4), 0.25))
     P[0, 4] = 0.1
@@ -317,6 +323,8 @@ def test_only_states_on_the_way_need_to_reach_the_target():
         (lambda P: hitting_times(P * np.nan, 0), "non-finite"),
         (lambda P: hitting_times(P, 3), "state 3 lies outside"),
         (lambda P: hitting_times(P, -1), "state -1 lies outside"),
+        (lambda P: hitting_times(P, [0, 3]), "state 3 lies outside"),
+        (lambda P: hitting_times(P, [-1, 0]), "state -1 lies outside"),
         (lambda P: hitting_times(P, []), "empty"),
         (lambda P: hitting_times(P, [0.5]), "integers or a mask"),
         (lambda P: hitting_times(P, np.array([True, False])), "mask has shape"),

@@ -101,8 +101,9 @@ def test_q_star_and_pair_kernel_meet_as_epsilon_vanishes():
 def test_labels_without_states_and_wrong_labels():
     q = pair_kernel(np.full((2, 2), 0.5), np.array([0, 2]), 3)
     assert q.tolist() == [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
-    with pytest.raises(InputError, match="labels of shape"):
-        pair_kernel(np.full((2, 2), 0.5), np.array([0, 2]), 2)
+    for labels in ([0, 2], [-1, 0], [0, 1, 0]):
+        with pytest.raises(InputError, match="labels of shape"):
+            pair_kernel(np.full((2, 2), 0.5), np.array(labels), 2)
 
 
 @pytest.mark.parametrize("beta", [0.0, 3.0, -2.0, 500.0, 1000.0, -1000.0])
@@ -126,6 +127,15 @@ def test_rescale_by_log_m_over_epsilon_makes_hops_likely():
     assert np.diagonal(np.roll(out, -1, axis=1)) == near(np.full(K, 0.5), rel=1e-9)
 
 
-def test_rescale_needs_laws():
+@pytest.mark.parametrize("beta", [1000.0, 2.0, -2.0, -1000.0])
+def test_rescale_leaves_what_is_certain(beta):
+    q = np.array([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0], [0.5, 0.25, 0.25]])
+    assert rescale(q, beta)[:2].tolist() == q[:2].tolist()
+
+
+@pytest.mark.parametrize(
+    "q", [np.ones((2, 2)), np.full((2, 3), 1 / 3), np.full(2, 0.5), np.array([[1.5, -0.5], [0.5, 0.5]])]
+)
+def test_rescale_needs_laws(q):
     with pytest.raises(InputError, match="laws"):
-        rescale(np.ones((2, 2)), 1.0)
+        rescale(q, 1.0)

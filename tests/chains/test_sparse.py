@@ -7,7 +7,7 @@ from scipy import sparse as sp
 
 from mcot_torch.chains import committor, hitting_time, hitting_times, pair_kernel, sparse, stationary_law
 from mcot_torch.chains.elimination import gth_solve, off_diagonal
-from mcot_torch.chains.layers import Chain, Round, few_neighbours
+from mcot_torch.chains.layers import Chain, ClusterLayer, Round, few_neighbours
 from mcot_torch.chains.refined import refined_solve
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import families
@@ -78,6 +78,20 @@ def test_batches_and_clusters_too_large_for_a_block_change_nothing(monkeypatch, 
     graph = clustered_graph(UNEQUAL, 1e-9, seed=4)
     expected = hitting_times(graph.kernel(), [9, 100])
     assert hitting_times(graph.to_scipy(), [9, 100], graph.clusters) == near(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize(("largest", "whole"), [(2000, []), (5, [0]), (4, [0, 1])])
+def test_what_is_left_of_the_clusters_are_their_portals(monkeypatch, largest, whole):
+    """The states at the ends of hard steps; clusters of more states than fit into a block stay whole."""
+    from mcot_torch.chains import layers
+
+    monkeypatch.setattr(layers, "_LARGEST_BLOCK", largest)
+    graph = clustered_graph((6, 5, 4), 1e-3)
+    chain = Chain(off_diagonal(graph.to_scipy()), np.zeros(15), np.zeros((15, 0)))
+    layer, rest = ClusterLayer.of(chain, graph.clusters)
+    left = set(graph.sparse_edges.ravel().tolist()).union(*(graph.members(k).tolist() for k in whole))
+    assert layer.kept.tolist() == sorted(left)
+    assert rest.rates.shape == (len(left), len(left))
 
 
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-14])
@@ -214,6 +228,23 @@ def test_refined_lu_is_right_or_says_nothing(epsilon):
         assert answer == near(expected, rel=2e-13)
 
 
+def test_a_wrong_answer_is_not_given_though_the_factors_claim_a_small_error(monkeypatch):
+    """From a ring that is left with probability .1 a step takes 10 steps; the factors say 10.00001 once, then "no error"."""
+    from mcot_torch.chains import refined
+
+    class Boastful:
+        def __init__(self, *_, **__):
+            self.answers = iter([np.array([[10.00001], [10], [10], [10], [10]])])
+
+        def solve(self, right):
+            return next(self.answers, np.full(right.shape, 1e-13))
+
+    ring, exits = ring_of_states(5, 0.45, 0.45), np.full(5, 0.1)
+    assert refined_solve(ring, exits, np.ones((5, 1))) == near(np.full((5, 1), 10.0), rel=1e-13)
+    monkeypatch.setattr(refined, "splu", Boastful)
+    assert refined_solve(ring, exits, np.ones((5, 1))) is None
+
+
 def test_refined_lu_of_small_committors():
     # gambler's ruin against the drift: the committor falls to 1e-21
     P = sp.csr_array(ring_of_states(61, 0.3, 0.7)[1:60])
@@ -222,6 +253,13 @@ def test_refined_lu_of_small_committors():
     i, r = np.arange(1, 60), 0.7 / 0.3
     assert answer is not None
     assert answer[:, 0] == near((r**i - 1) / (r**60 - 1), rel=1e-12)
+
+
+def test_refined_lu_of_nothing_is_nothing_and_of_a_closed_chain_none():
+    A = sp.csr_array(np.array([[0.0, 0.5], [0.25, 0.0]]))
+    assert refined_solve(A, np.array([0.5, 0.0]), np.zeros((2, 1))).tolist() == [[0.0], [0.0]]
+    # (D - A) x = 1 has no solution where nothing leaves: its rows sum to 0 with positive weights
+    assert refined_solve(sp.csr_array(np.array([[0.0, 1.0], [1.0, 0.0]])), np.zeros(2), np.ones((2, 1))) is None
 
 
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-15])
@@ -245,6 +283,13 @@ def test_what_is_too_large_says_so(monkeypatch):
     # with LU's proof the same chain is solved
     easy = graph.with_epsilon(1e-2)
     assert hitting_times(easy.to_scipy(), 7, graph.clusters) == near(hitting_times(easy.kernel(), 7), rel=1e-12)
+
+
+def test_the_largest_core_is_still_a_matrix(monkeypatch):
+    monkeypatch.setattr(sparse, "_LARGEST_CORE", 20)
+    assert sparse._matrix(sp.eye_array(20, format="csr")).tolist() == np.eye(20).tolist()
+    with pytest.raises(InputError, match=r"21 states .* more than 20 are too many"):
+        sparse._matrix(sp.eye_array(21, format="csr"))
 
 
 def test_an_unreachable_target_is_named_on_the_way_of_large_chains(tiny_core):

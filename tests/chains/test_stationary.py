@@ -41,6 +41,13 @@ def test_birth_and_death_over_sixty_orders():
     assert stationary_law(P) == near(expected, rel=1e-13, abs=0)
 
 
+def test_birth_and_death_upwards_over_two_hundred_orders():
+    n = 200  # π_{i+1} / π_i = 10: weights from 1 at the first state would pass 10^199
+    P = np.diag(np.full(n - 1, 0.5), 1) + np.diag(np.full(n - 1, 0.05), -1)
+    expected = 10.0 ** (np.arange(n) - n + 1) * 0.9  # the rest of the sum, 10^-200, is below rounding
+    assert stationary_law(P) == near(expected, rel=1e-12, abs=0)
+
+
 @pytest.mark.parametrize("epsilon", EPSILONS)
 @pytest.mark.parametrize("periodic", [False, True])
 def test_stationary_law_to_twelve_digits(epsilon, periodic):
@@ -187,5 +194,6 @@ def test_pseudo_gap_of_a_chain_that_contracts_late():
         P[s, (2 * s) % 8] = P[s, (2 * s + 1) % 8] = 0.5
     assert pseudo_spectral_gap(P) == near(1 / 3, rel=1e-12)
     assert pseudo_spectral_gap(P, max_power=2) == near(0.0, abs=1e-15)
+    assert pseudo_spectral_gap(P, max_power=3) == near(1 / 3, rel=1e-12)
     with pytest.raises(InputError, match="max_power is 0"):
         pseudo_spectral_gap(P, max_power=0)
