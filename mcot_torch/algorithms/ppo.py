@@ -63,11 +63,12 @@ def surrogate_of_rollout(log_p: Tensor, old_log_p: Tensor, rollout: Rollout, cli
     Returns:
         Scalar, not yet divided by the number of samples.
     """
-    taken = (rollout.counts > 0) & (old_log_p > -torch.inf)
-    log_ratio = torch.where(taken, log_p - old_log_p, 0.0)
-    gain = clipped_surrogate(log_ratio, rollout.gain, clip)
-    loss = clipped_surrogate(log_ratio, -rollout.loss, clip)
-    return torch.where(taken, gain + loss, 0.0).sum()
+    tables = (log_p, old_log_p, rollout.gain, rollout.loss)
+    new, old, gain, loss = (x.flatten().index_select(0, rollout.cells) for x in tables)  # few of all steps were sampled
+    possible = old > -torch.inf
+    log_ratio = torch.where(possible, new - old, 0.0)
+    surrogate = clipped_surrogate(log_ratio, gain, clip) + clipped_surrogate(log_ratio, -loss, clip)
+    return torch.where(possible, surrogate, 0.0).sum()
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -249,9 +250,10 @@ class PPOStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for block in self._blocks(rows):
-                part = rollout.rows(block)
+                # all of them: in their own order, whose cells are known
+                part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
                 log_p = self.reasoner.log_probs(part.states)
-                loss = -surrogate_of_rollout(log_p, old[block], part, self.config.clip) * weight
+                loss = -surrogate_of_rollout(log_p, before, part, self.config.clip) * weight
                 if self.config.entropy_coefficient:
                     bonus = (entropy(log_p) * part.counts.sum(-1)).sum()
                     loss = loss - self.config.entropy_coefficient * bonus * weight

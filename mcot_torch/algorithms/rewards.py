@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class Rollout:
     n_samples: int
     mean_reward: float
     explained_variance: float
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """(n,) int64, the steps that were sampled, as places in the flattened tables."""
+        return self.counts.flatten().nonzero()[:, 0]
 
     def rows(self, rows: Tensor) -> Rollout:
         """The contexts of some rows, for a minibatch."""

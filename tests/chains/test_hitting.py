@@ -287,6 +287,8 @@ def test_an_unreachable_target_is_named(clusters):
     P[0, 4] = 0.1  # cluster 0 leads to 1, nothing to 2
     with pytest.raises(InputError, match=r"8 of 12 states cannot reach the target \(states 0, 1, 2, 3, 4, \.\.\.\)"):
         hitting_times(P, 11, clusters)
+    with pytest.raises(InputError, match=r"4 of 12 .*states 8, 9, 10, 11\)"):
+        hitting_times(P, 4, clusters)  # states 0 to 3 lead to 4, though 4 does not lead to them
     with pytest.raises(InputError, match=r"4 of 12 .*states i, j, k, l\)"):
         hitting_times(P, [4, 3], clusters, names="abcdefghijkl")
     with pytest.raises(InputError, match="cannot reach"):
@@ -337,6 +339,7 @@ def test_only_states_on_the_way_need_to_reach_the_target():
         (lambda P: survival(P, 0, 2, [0.5]), "whole numbers"),
         (lambda P: survival(P, 0, 2, [-1]), "whole numbers"),
         (lambda P: survival(4 * P, 0, 2, [1]), "sums? to"),
+        (lambda P: survival(P * [[1], [4], [1]], 0, 2, [1]), "entries of row 1 sum to 2.66"),
         (lambda P: restricted_mean(P, 0, 2, -1), "horizon is -1"),
     ],
 )
