@@ -101,17 +101,8 @@ class StepTable:
         n, width = successors.shape
         accept = probabilities * width
         other = np.tile(np.arange(width), (n, 1))
-        for x in range(n):
-            row, partner = accept[x], other[x]
-            small = [j for j in range(width) if row[j] < 1.0]
-            large = [j for j in range(width) if row[j] >= 1.0]
-            while small and large:
-                j, i = small.pop(), large[-1]
-                partner[j] = i
-                row[i] -= 1.0 - row[j]
-                if row[i] < 1.0:
-                    small.append(large.pop())
-            row[small + large] = 1.0  # what rounding left over
+        compiled = _compiled()
+        (_alias if compiled is None else compiled.alias)(accept, other)
         outcome = np.stack([np.take_along_axis(successors, other, axis=1), successors], axis=-1)
         return torch.from_numpy(accept.ravel()).to(self.device), torch.from_numpy(outcome.ravel()).to(self.device)
 
@@ -237,6 +228,20 @@ def _compiled() -> ModuleType | None:
     except ImportError as error:  # a numba too old for this NumPy says so here
         warnings.warn(f"numba is installed but cannot be used ({error}); walks step in NumPy", stacklevel=2)
         return None
+
+
+def _alias(accept: NDArray, other: NDArray) -> None:
+    """Walker's tables in place: `accept` (N, D) from probabilities times D, `other` (N, D) who takes a rejected draw."""
+    for row, partner in zip(accept, other, strict=True):
+        small = [j for j, p in enumerate(row) if p < 1.0]
+        large = [j for j, p in enumerate(row) if p >= 1.0]
+        while small and large:
+            j, i = small.pop(), large[-1]
+            partner[j] = i
+            row[i] -= 1.0 - row[j]
+            if row[i] < 1.0:
+                small.append(large.pop())
+        row[small + large] = 1.0  # what rounding left over
 
 
 def _take_numpy(

@@ -10,10 +10,39 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["tally", "walk"]
+__all__ = ["alias", "tally", "walk"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+@numba.njit(nogil=True, cache=True)
+def alias(accept: Floats, other: Ints) -> None:
+    """As `walks._alias`, in the same order."""
+    n, width = accept.shape
+    small, large = np.empty(width, np.int64), np.empty(width, np.int64)
+    for x in range(n):
+        n_small = n_large = 0
+        for j in range(width):
+            if accept[x, j] < 1.0:
+                small[n_small] = j
+                n_small += 1
+            else:
+                large[n_large] = j
+                n_large += 1
+        while n_small and n_large:
+            n_small -= 1
+            j, i = small[n_small], large[n_large - 1]
+            other[x, j] = i
+            accept[x, i] -= 1.0 - accept[x, j]
+            if accept[x, i] < 1.0:
+                small[n_small] = i
+                n_small += 1
+                n_large -= 1
+        for k in range(n_small):
+            accept[x, small[k]] = 1.0
+        for k in range(n_large):
+            accept[x, large[k]] = 1.0
 
 
 @numba.njit(nogil=True, cache=True)

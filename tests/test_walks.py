@@ -78,7 +78,7 @@ def reconstruct(table):
 
 @pytest.mark.parametrize("orders", [0, 3, 12, 40])
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
-def test_alias_table_encodes_the_probabilities(orders, width):
+def test_alias_table_encodes_the_probabilities(orders, width, loops):
     rng = np.random.default_rng(10 * orders + width)
     kernel = np.zeros((20, 20))
     for x in range(20):
@@ -89,6 +89,21 @@ def test_alias_table_encodes_the_probabilities(orders, width):
     accept, _ = table.alias
     assert ((accept >= 0) & (accept <= 1)).all()
     np.testing.assert_allclose(reconstruct(table), kernel, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 64])
+def test_alias_tables_are_the_same_with_and_without_numba(width):
+    compiled = pytest.importorskip("mcot_torch.walks_numba")
+    rng = np.random.default_rng(width)
+    weights = 10.0 ** rng.uniform(-9, 0, (50, width)) * (rng.random((50, width)) < 0.8)
+    weights[:, 0] += 1e-3
+    tables = []
+    for make in (walks._alias, compiled.alias):
+        accept, other = weights / weights.sum(1, keepdims=True) * width, np.tile(np.arange(width), (50, 1))
+        make(accept, other)
+        tables.append((accept, other))
+    assert np.array_equal(tables[0][0], tables[1][0])
+    assert np.array_equal(tables[0][1], tables[1][1])
 
 
 def test_table_of_a_graph_is_its_kernel(small_graph):

@@ -229,7 +229,7 @@ def test_rows_with_processes_of_their_own(tmp_path):
         assert row.entries[0]["peak_gib"] > 0.05
     row = large.stages(Settings(quick=True))
     assert [e["name"].split(":")[0] for e in row.entries[3:6]] == ["pretraining", "search", "PPO"]
-    assert all(0.05 < e["peak_gib"] < 24 and e["median"] > 0 for e in row.entries)
+    assert all(0.05 < e["peak_gib"] < 24 for e in row.entries)
     assert run.main(["pipeline", "--quick", "--out", str(tmp_path)]) == 0
     row = rows_of(tmp_path)["pipeline"]
     names = [e["name"] for e in row["entries"]]
