@@ -94,21 +94,36 @@ def status(work: Callable[[], dict[str, Any] | int], prog: str, comfort: str, as
         return 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
-        return _tell(prog, f"stopped: nobody reads the output any more; {comfort}", 141)
+        return _ended(_tell(prog, f"stopped: nobody reads the output any more; {comfort}", 141))
     except (InputError, NonFiniteError) as error:
-        return _tell(prog, f"error: {error}", 2)
+        return _ended(_tell(prog, f"error: {error}", 2))
     except OSError as error:
         if error.errno is None:  # not the operating system's: a library's own, with a traceback worth seeing
             raise
         place = f"{error.filename}: " if error.filename else ""
         cure = "choose another folder or free some space"
-        return _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
+        return _ended(
+            _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
+        )
     except KeyboardInterrupt:
-        return _tell(prog, f"interrupted; {comfort}", 130)
+        return _ended(_tell(prog, f"interrupted; {comfort}", 130))
     except RuntimeError as error:
         if not lost_another(error, os.environ):
             raise
-        return LOST  # who started the ranks tells which one ended, and why
+        return _ended(LOST)  # who started the ranks tells which one ended, and why
+
+
+def _ended(status: int) -> int:
+    """The status of an error; a rank ends here and now.
+
+    Were the error let go of, DDP's buffers in its frames would be freed, which may never end: that waits for gloo's thread,
+    which waits for Python's lock.
+    """
+    if is_rank(os.environ):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _of_a_thread(error: threading.ExceptHookArgs) -> None:

@@ -262,7 +262,11 @@ class Stage(L.LightningModule):
             raise unreadable(self.state_path, " ".join(str(error).split())[:200]) from None
 
     def on_train_start(self) -> None:
-        """The optimiser exists only now: give it its state back."""
+        """Signals are ours again; the optimiser exists only now: give it its state back."""
+        if threading.current_thread() is threading.main_thread():
+            # `interruptible` set both; Lightning has put a handler of its own before the one of SIGTERM, which broadcasts among
+            # the ranks while each may stand at another exchange: they would wait for each other for ever
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
         if self._pending is None:
             return
         # not Lightning's wrapper: state loaded into that stays in it and never reaches the optimiser
