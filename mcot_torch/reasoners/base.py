@@ -132,12 +132,15 @@ class Reasoner(nn.Module, ABC):
 
     def to_scipy(self, policy: Policy | None = None) -> sp.csr_array:
         """The cut kernel, changed by `policy`, as (N, N) CSR: no table of all pairs is made."""
-        parts = []
+        degrees, columns, values = [], [], []
         for _, rows in self.kernel_rows(policy=policy):
             dense = rows.cpu().numpy()
-            at = np.nonzero(dense)
-            parts.append(sp.csr_array((dense[at], at), shape=dense.shape))
-        return sp.vstack(parts, format="csr")
+            row, column = np.nonzero(dense)
+            degrees.append(np.bincount(row, minlength=len(dense)))
+            columns.append(column)
+            values.append(dense[row, column])
+        indptr = np.append(0, np.concatenate(degrees).cumsum())
+        return sp.csr_array((np.concatenate(values), np.concatenate(columns), indptr), shape=self.support.shape)
 
     @torch.no_grad()
     def context_kernel(
