@@ -211,6 +211,17 @@ def test_more_than_memory(line, message, monkeypatch):
     assert str(error.value) == message + THAN_8_GIB
 
 
+def test_more_pairs_of_states_than_memory(monkeypatch):
+    """PPO holds 26 bytes a pair of states at once, pretraining 13: 20,000 states take 9.7 GiB and 4.8 GiB."""
+    monkeypatch.setattr(memory_module, "memory", lambda device: 8 * 2**30)
+    scales, cpu = Scales(100, 200, 0.002, 0.0025, 1.0), torch.device("cpu")
+    message = "graph.family is circulant; with 20,000 states that takes at least 9.7"
+    with pytest.raises(InputError) as error:
+        check_memory(Config(), 20_000, scales, cpu)
+    assert str(error.value) == message + THAN_8_GIB
+    check_memory(Config(stages=["pretrain"]), 20_000, scales, cpu)
+
+
 @pytest.mark.parametrize("words", [[], ["--config", "configs/sequence.yaml"], ["--config", "configs/gpu.yaml"]])
 def test_shipped_configurations_fit(words, monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
