@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling import draw_curves
-from benchmarks.timing import duration, extras, load, number, value, verdict
+from benchmarks.timing import ROOT, duration, extras, load, number, value, verdict
 from mcot_torch.errors import InputError
 
-_ROOT = Path(__file__).resolve().parent.parent
 _ORDER = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling", "large")
 _TITLES = {
     "walks": "Walks",
@@ -123,7 +122,7 @@ def text(rows: list[dict[str, Any]], figure: Path) -> str:
     return "\n".join(told).rstrip() + "\n"
 
 
-def write(results: Path, root: Path = _ROOT) -> Path:
+def write(results: Path, root: Path = ROOT) -> Path:
     """Write the page and its figure under `root`/docs; returns the page.
 
     Raises:

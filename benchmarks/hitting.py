@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse as sp
 from scipy.sparse.linalg import splu, spsolve
 
-from benchmarks.timing import Mark, Row, Settings, Work, peer, race, summary
+from benchmarks.timing import Mark, Row, Settings, Work, peak_gib, peer, process, race, summary
 from mcot_torch.chains import hitting_times
 from mcot_torch.graphs import GraphConfig, MetastableGraph, build_graph
 
@@ -103,16 +100,8 @@ def large(n_clusters: int, limit: float, name: str, once: bool, settings: Settin
     k, m = settings.size(n_clusters, 12), settings.size(100, 8)
     seconds, peaks = [], []
     for _ in range(1 if once else settings.runs):
-        told = subprocess.run(
-            [sys.executable, "-m", "benchmarks.hitting", str(k), str(m)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
-        if told.returncode:
-            raise RuntimeError(f"{name}: the process ended with {told.returncode}: {told.stderr.strip()[-300:]}")
-        result = json.loads(told.stdout.splitlines()[-1])
+        told = process("-m", "benchmarks.hitting", str(k), str(m))
+        result = json.loads(told.splitlines()[-1])
         seconds.append(result["seconds"])
         peaks.append(result["peak_gib"])
     work = Work("block elimination (GTH)", lambda: None, ours=True, extra={"peak_gib": max(peaks)})
@@ -133,8 +122,7 @@ def alone(n_clusters: int, cluster_size: int) -> None:
     h = hitting_times(P, target, graph.clusters)
     seconds = time.perf_counter() - begin
     assert np.isfinite(h).all()
-    unit = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss counts KiB on Linux and bytes on macOS
-    print(json.dumps({"seconds": seconds, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}))
 
 
 ROWS = {

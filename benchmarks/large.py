@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, knowing
-from benchmarks.timing import Mark, Row, Settings, Work, summary
+from benchmarks.timing import Mark, Row, Settings, Work, peak_gib, process, summary
 from mcot_torch.algorithms.configs import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.ppo import ppo
@@ -34,12 +30,11 @@ _CONTEXT = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
 Times = dict[str, float]
 
 
-@contextmanager
-def timed(times: Times, name: str) -> Iterator[None]:
-    """Note the seconds of the body."""
+def seconds(call: Callable[[], object]) -> float:
+    """What the call takes."""
     begin = time.perf_counter()
-    yield
-    times[name] = time.perf_counter() - begin
+    call()
+    return time.perf_counter() - begin
 
 
 def fresh(graph: MetastableGraph, cut: bool) -> TransformerReasoner:
@@ -52,56 +47,48 @@ def fresh(graph: MetastableGraph, cut: bool) -> TransformerReasoner:
 
 
 def pretraining(graph: MetastableGraph, scales: Scales) -> Times:
-    """The counts, then steps before and after the cut; the probe and the cut are in the last ones."""
-    times: Times = {}
-    settings = PretrainConfig(steps=1, steps_after_cut=0, path_length=4096, log_every=100)
-    for name, steps, cut in (("first", 1, False), ("before", 4, False), ("after", 4, True)):
-        settings.steps = steps
-        with timed(times, name):
-            pretrain(fresh(graph, cut), graph, settings, _CONTEXT)
-    a_step = {name: (times[name] - times["first"]) / 3 for name in ("before", "after")}
-    with timed(times, "probe"):
-        make_probe(graph)(fresh(graph, True))
+    """The counts, then steps before and after the cut, by what four steps take beyond one; a probe, as every logged line has."""
+
+    def run(steps: int, cut: bool) -> float:
+        settings = PretrainConfig(steps=steps, steps_after_cut=0, path_length=4096, log_every=100)
+        return seconds(lambda: pretrain(fresh(graph, cut), graph, settings, _CONTEXT))
+
+    first = run(1, False)
     return {
-        "pretraining: counts of 10^9 transitions, a step, the cut": times["first"],
-        "pretraining: a step before the cut": a_step["before"],
-        "pretraining: a step after it": a_step["after"],
-        "pretraining: a logged line": times["probe"],
+        "pretraining: counts of 10^9 transitions, a step, the cut": first,
+        "pretraining: a step before the cut": (run(4, False) - first) / 3,
+        "pretraining: a step after it": (run(4, True) - first) / 3,
+        "pretraining: a logged line": seconds(lambda: make_probe(graph)(fresh(graph, True))),
     }
 
 
 def searching(graph: MetastableGraph, scales: Scales) -> Times:
     """K rounds at once, as the default runs them some fifteen times over."""
-    times: Times = {}
-    with timed(times, "search: K rounds"):
-        search(knowing(graph, "cpu"), scales, SearchConfig(rounds=graph.n_clusters), _CONTEXT)
-    return times
+    config = SearchConfig(rounds=graph.n_clusters)
+    return {"search: K rounds": seconds(lambda: search(knowing(graph, "cpu"), scales, config, _CONTEXT))}
 
 
 def tuning(graph: MetastableGraph, scales: Scales) -> Times:
     """A rollout of 10^7 transitions and ten passes over it."""
-    times: Times = {}
-    with timed(times, "PPO: a round"):
-        ppo(fresh(graph, True), PRM.simulated(graph), scales, PPOConfig(rounds=1, transitions=10_000_000), _CONTEXT)
-    return times
+    model, prm, config = fresh(graph, True), PRM.simulated(graph), PPOConfig(rounds=1, transitions=10_000_000)
+    return {"PPO: a round": seconds(lambda: ppo(model, prm, scales, config, _CONTEXT))}
 
 
 def distilling(graph: MetastableGraph, scales: Scales) -> Times:
     """Labels, 10^9 transitions and the student, as by default."""
-    times: Times = {}
-    with timed(times, "distillation"):
-        distill(knowing(graph, "cpu"), PRM.simulated(graph), scales, DistillConfig(), _CONTEXT)
-    return times
+    teacher, prm = knowing(graph, "cpu"), PRM.simulated(graph)
+    return {"distillation": seconds(lambda: distill(teacher, prm, scales, DistillConfig(), _CONTEXT))}
 
 
 def evaluating(graph: MetastableGraph, scales: Scales) -> Times:
     """A row of the table: exact times and 100 walks, at ε_max."""
-    times: Times = {}
     raised = graph.with_epsilon(scales.epsilon_max)
-    with timed(times, "evaluation of a model, 100 walks"):
-        subject = reasoner_subject("tuned", knowing(raised, "cpu"), raised, "p", build_task(TaskConfig(), graph), 64, 0)
-        measure(subject, 100, 20.0, 0)
-    return times
+    model, task = knowing(raised, "cpu"), build_task(TaskConfig(), graph)
+    return {
+        "evaluation of a model, 100 walks": seconds(
+            lambda: measure(reasoner_subject("tuned", model, raised, "p", task, 64, 0), 100, 20.0, 0)
+        )
+    }
 
 
 PIECES: dict[str, Callable[[MetastableGraph, Scales], Times]] = {
@@ -118,9 +105,7 @@ def alone(piece: str, n_clusters: int, cluster_size: int, threads: int) -> None:
     torch.set_num_threads(threads)
     graph = build_graph(GraphConfig(n_clusters=n_clusters, cluster_size=cluster_size, epsilon=0.002))
     times = PIECES[piece](graph, Scales.of(graph, 0.5 / cluster_size))
-    unit = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss counts KiB on Linux and bytes on macOS
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    print(json.dumps({"times": times, "peak_gib": peak}))
+    print(json.dumps({"times": times, "peak_gib": peak_gib()}))
 
 
 def stages(settings: Settings) -> Row:
@@ -128,16 +113,8 @@ def stages(settings: Settings) -> Row:
     k, m = settings.size(128, 6), settings.size(128, 8)
     entries, peaks = [], []
     for piece in PIECES:
-        told = subprocess.run(
-            [sys.executable, "-m", "benchmarks.large", piece, str(k), str(m), str(settings.threads)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
-        if told.returncode:
-            raise RuntimeError(f"{piece}: the process ended with {told.returncode}: {told.stderr.strip()[-300:]}")
-        result = json.loads(told.stdout.splitlines()[-1])
+        told = process("-m", "benchmarks.large", piece, str(k), str(m), str(settings.threads))
+        result = json.loads(told.splitlines()[-1])
         peaks.append(result["peak_gib"])
         for name, seconds in result["times"].items():
             work = Work(name, lambda: None, ours=True, extra={"peak_gib": result["peak_gib"]})

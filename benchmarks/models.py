@@ -42,8 +42,4 @@ def nanogpt(module: ModuleType, n_states: int, window: int, device: str) -> nn.M
 
 def knowing(graph: MetastableGraph, device: str) -> LinearReasoner:
     """A table that has learned the graph exactly."""
-    kernel = torch.from_numpy(graph.kernel())
-    model = LinearReasoner(graph.n_states)
-    model.logits.data.copy_(kernel.clamp_min(1e-300).log())
-    model.support.copy_(kernel > 0)
-    return model.to(device)
+    return LinearReasoner.from_kernel(torch.from_numpy(graph.kernel())).to(device)

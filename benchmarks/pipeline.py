@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import pstats
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import Mark, Row, Settings, Work, summary
+from benchmarks.timing import ROOT, Mark, Row, Settings, Work, process, summary
 
-_ROOT = Path(__file__).resolve().parent.parent
 _IMPORTS = "import mcot_torch.config, mcot_torch.pipeline, mcot_torch.report"
 
 
 def call(words: list[str], threads: int) -> float:
     """Seconds of a Python process; its last words if it fails."""
     begin = time.perf_counter()
-    told = subprocess.run(
-        [sys.executable, *words],
-        cwd=_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if told.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {told.returncode}: {told.stderr.strip()[-300:]}")
+    process(*words, OMP_NUM_THREADS=str(threads))
     return time.perf_counter() - begin
 
 
@@ -39,9 +26,7 @@ def hot_spots(profile: Path, most: int = 14) -> list[dict[str, Any]]:
     found = []
     for (file, _, name), (_, calls, own, total, _) in pstats.Stats(str(profile)).stats.items():  # type: ignore[attr-defined]
         if "mcot_torch" in file and not name.startswith("<"):
-            where = (
-                f"{Path(file).relative_to(_ROOT)}: {name}" if Path(file).is_relative_to(_ROOT) else f"{file}: {name}"
-            )
+            where = f"{Path(file).relative_to(ROOT)}: {name}" if Path(file).is_relative_to(ROOT) else f"{file}: {name}"
             found.append({"where": where, "calls": calls, "own": own, "total": total})
     return sorted(found, key=lambda spot: -spot["total"])[:most]
 

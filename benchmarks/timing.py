@@ -11,7 +11,10 @@ import importlib
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,6 +26,8 @@ import numpy as np
 import torch
 
 from mcot_torch.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,27 @@ class Row:
         """How many times more work a second ours does; None where either was not measured."""
         a, b = self.entry(ours), self.entry(peer)
         return a["rate"] / b["rate"] if a and b else None
+
+
+def process(*words: str, **environment: str) -> str:
+    """What a Python process prints; `RuntimeError` with its last words if it fails."""
+    told = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if told.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {told.returncode}: {told.stderr.strip()[-300:]}")
+    return told.stdout
+
+
+def peak_gib() -> float:
+    """Peak memory of this process."""
+    unit = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss counts KiB on Linux and bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def synchronise(device: str) -> None:

@@ -94,19 +94,17 @@ def status(work: Callable[[], dict[str, Any] | int], prog: str, comfort: str, as
         return 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
-        return _ended(_tell(prog, f"stopped: nobody reads the output any more; {comfort}", 141))
+        return _tell(prog, f"stopped: nobody reads the output any more; {comfort}", 141)
     except (InputError, NonFiniteError) as error:
-        return _ended(_tell(prog, f"error: {error}", 2))
+        return _tell(prog, f"error: {error}", 2)
     except OSError as error:
         if error.errno is None:  # not the operating system's: a library's own, with a traceback worth seeing
             raise
         place = f"{error.filename}: " if error.filename else ""
         cure = "choose another folder or free some space"
-        return _ended(
-            _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
-        )
+        return _tell(prog, f"error: {place}{error.strerror}; nothing is half-written: {cure}, then {comfort}", 2)
     except KeyboardInterrupt:
-        return _ended(_tell(prog, f"interrupted; {comfort}", 130))
+        return _tell(prog, f"interrupted; {comfort}", 130)
     except RuntimeError as error:
         if not lost_another(error, os.environ):
             raise
@@ -139,4 +137,4 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _tell(prog: str, message: str, status: int) -> int:
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
-    return status
+    return _ended(status)

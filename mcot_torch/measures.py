@@ -31,7 +31,10 @@ def entries(kernel: Kernel, steps: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def hard_step_probabilities(kernel: Kernel, hard: NDArray[np.int64]) -> dict[str, float]:
     """Min, mean and max probability of the (n, 2) hard steps."""
-    p = entries(kernel, hard)
+    return _range(entries(kernel, hard))
+
+
+def _range(p: NDArray[np.float64]) -> dict[str, float]:
     return {"min": float(p.min()), "mean": float(p.mean()), "max": float(p.max())}
 
 
@@ -84,9 +87,7 @@ def make_probe(
             "row_tv_easy_max": float(tv[~source_rows].max(initial=0.0)),
             "support_recall": shared / max(1, graph.n_edges),
             "support_precision": shared / max(1, kept),
-            "hard_step_min": float(p.min()),
-            "hard_step_mean": float(p.mean()),
-            "hard_step_max": float(p.max()),
+            **{f"hard_step_{key}": value for key, value in _range(p).items()},
         }
 
     return probe

@@ -52,7 +52,7 @@ def tables(config: Config, n_states: int, scales: Scales) -> Iterator[tuple[str,
         # of each pair of states, PPO: two supports, counts, gains, losses and log-probabilities in float32, a float64 reward;
         # pretraining: a support, counts in float64 and float32
         pairs = 26 if "ppo" in config.stages else 13
-        yield "graph.family", f"{config.graph.family}", pairs * n**2
+        yield "graph.family", config.graph.family, pairs * n**2
         for key, transitions, length in (
             ("pretrain.transitions", pretrain.transitions, pretrain.path_length),
             ("ppo.transitions", ppo.transitions, ppo.path_length),

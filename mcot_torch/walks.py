@@ -54,33 +54,27 @@ class StepTable:
     @classmethod
     def from_graph(cls, graph: MetastableGraph, device: torch.device | str = "cpu") -> StepTable:
         """The table of p^ε."""
-        return cls._from_csr(graph.indptr, graph.indices, graph.probabilities, device)
+        return cls.from_scipy(graph.to_scipy(), device)
 
     @classmethod
     def from_kernel(cls, kernel: Tensor) -> StepTable:
         """The table of a dense (N, N) kernel, on its device; entries equal to 0 are dropped."""
-        dense = kernel.detach().double().cpu().numpy()
-        rows, columns = np.nonzero(dense)
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(dense)))])
-        return cls._from_csr(indptr, columns, dense[rows, columns], kernel.device)
+        return cls.from_scipy(sp.csr_array(kernel.detach().double().cpu().numpy()), kernel.device)
 
     @classmethod
     def from_scipy(cls, kernel: sp.csr_array, device: torch.device | str = "cpu") -> StepTable:
         """The table of an (N, N) CSR kernel."""
-        return cls._from_csr(kernel.indptr, kernel.indices, kernel.data, device)
-
-    @classmethod
-    def _from_csr(cls, indptr: NDArray, indices: NDArray, values: NDArray, device: torch.device | str) -> StepTable:
+        indptr, indices = kernel.indptr, kernel.indices.astype(np.int64)
         degree = np.diff(indptr)
         if (degree == 0).any():
             raise ValueError(f"state {int(np.flatnonzero(degree == 0)[0])} has no successor")
         n, width = len(degree), int(degree.max())
         columns = np.arange(len(indices)) - np.repeat(indptr[:-1], degree)
         rows = np.repeat(np.arange(n), degree)
-        successors = np.repeat(indices[indptr[:-1]][:, None].astype(np.int64), width, axis=1)
+        successors = np.repeat(indices[indptr[:-1]][:, None], width, axis=1)
         probabilities = np.zeros((n, width))
         successors[rows, columns] = indices
-        probabilities[rows, columns] = values
+        probabilities[rows, columns] = kernel.data
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         return cls(torch.from_numpy(successors).to(device), torch.from_numpy(probabilities).to(device))
 

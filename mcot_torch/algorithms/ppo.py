@@ -232,14 +232,13 @@ class PPOStage(Stage):
         self.finish_step(lambda: self._measure(rollout, old, rate), n_samples=rollout.n_samples)
 
     def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Numbers of contexts, in blocks."""
-        return self.in_blocks(rows, self.reasoner.n_states * (1 if self.reasoner.window == 1 else self.reasoner.window))
+        """Contexts, or their numbers, in blocks."""
+        return self.in_blocks(rows, self.reasoner.n_states * self.reasoner.window)
 
     @torch.no_grad()
     def _log_probs(self, states: Tensor) -> Tensor:
         """(B, T, N) as `Reasoner.log_probs`, computed block by block."""
-        rows = torch.arange(len(states), device=states.device)
-        return torch.cat([self.reasoner.log_probs(states[block]) for block in self._blocks(rows)])
+        return torch.cat([self.reasoner.log_probs(block) for block in self._blocks(states)])
 
     def _improve(self, rollout: Rollout, old: Tensor, rows: Tensor, rate: float) -> bool:
         """One optimiser step on some contexts; True if the KL limit says to stop before it."""
@@ -287,7 +286,6 @@ class PPOStage(Stage):
             sums.append(torch.stack([x.double().sum() for x in parts]))
             farthest.append(moved.max())
         kl, n_clipped, n, mean_entropy = total(torch.stack(sums).sum(0))
-        moved = torch.stack(farthest)
         metrics = {
             "learning_rate": rate,
             "env_steps": self.env_steps,
@@ -296,7 +294,7 @@ class PPOStage(Stage):
             "approx_kl": float(kl / n),
             "clip_fraction": float(n_clipped / n),
             "entropy": float(mean_entropy / n),
-            "tv_to_pretrained_max": float(largest(moved.max())),
+            "tv_to_pretrained_max": float(largest(torch.stack(farthest).max())),
         }
         return metrics | self._distance(rollout)
 

@@ -46,9 +46,4 @@ def cluster_hitting_time(graph: MetastableGraph) -> float:
 
 def exact_reasoner(graph: MetastableGraph) -> LinearReasoner:
     """The table whose cut kernel is p^ε exactly: what perfect pretraining would give."""
-    kernel = torch.from_numpy(graph.kernel())
-    model = LinearReasoner(graph.n_states)
-    with torch.no_grad():
-        model.logits.copy_(torch.where(kernel > 0, kernel.clamp_min(1e-300).log(), 0.0))
-    model.support.copy_(kernel > 0)
-    return model
+    return LinearReasoner.from_kernel(torch.from_numpy(graph.kernel()))

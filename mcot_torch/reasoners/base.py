@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from scipy import sparse as sp
 from torch import Tensor, nn
@@ -132,15 +131,9 @@ class Reasoner(nn.Module, ABC):
 
     def to_scipy(self, policy: Policy | None = None) -> sp.csr_array:
         """The cut kernel, changed by `policy`, as (N, N) CSR: no table of all pairs is made."""
-        degrees, columns, values = [], [], []
-        for _, rows in self.kernel_rows(policy=policy):
-            dense = rows.cpu().numpy()
-            row, column = np.nonzero(dense)
-            degrees.append(np.bincount(row, minlength=len(dense)))
-            columns.append(column)
-            values.append(dense[row, column])
-        indptr = np.append(0, np.concatenate(degrees).cumsum())
-        return sp.csr_array((np.concatenate(values), np.concatenate(columns), indptr), shape=self.support.shape)
+        return sp.vstack(
+            [sp.csr_array(rows.cpu().numpy()) for _, rows in self.kernel_rows(policy=policy)], format="csr"
+        )
 
     @torch.no_grad()
     def context_kernel(

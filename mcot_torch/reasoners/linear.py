@@ -19,6 +19,15 @@ class LinearReasoner(Reasoner, kind="linear"):
         super().__init__(n_states, window=1)
         self.logits = nn.Parameter(torch.zeros(n_states, n_states, dtype=torch.float64))
 
+    @classmethod
+    def from_kernel(cls, kernel: Tensor) -> LinearReasoner:
+        """The table whose cut kernel is `kernel` (N, N): what perfect training would give; its support is where that is > 0."""
+        model = cls(len(kernel))
+        with torch.no_grad():
+            model.logits.copy_(torch.where(kernel > 0, kernel.double().clamp_min(1e-300).log(), 0.0))
+        model.support.copy_(kernel > 0)
+        return model
+
     def forward(self, states: Tensor) -> Tensor:
         """Logits (B, T, N): the row of each state, whatever came before it."""
         return self.logits[states]

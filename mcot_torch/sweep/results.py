@@ -146,9 +146,7 @@ def compare(sweep: Sweep) -> str:
         return ""
     try:
         groups = group_runs([read_run(folder) for folder in done])
-    except (
-        InputError
-    ) as error:  # an evaluation of an older version; two runs that differ in nothing that decides numbers
+    except InputError as error:  # an evaluation of an older version, or two runs that differ in nothing that counts
         return f"not compared: {error}"
     if len(groups) == 1:  # its own name would be that of one of its runs
         groups = [Group(sweep.folder.name, groups[0].runs)]

@@ -60,13 +60,7 @@ def test_cluster_that_no_known_step_enters_gets_a_representative(exact_reasoner)
 
 
 def table_of(kernel):
-    """The table of a kernel."""
-    kernel = torch.tensor(kernel, dtype=torch.float64)
-    model = LinearReasoner(len(kernel))
-    with torch.no_grad():
-        model.logits.copy_(kernel.clamp_min(1e-300).log())
-    model.support.copy_(kernel > 0)
-    return model
+    return LinearReasoner.from_kernel(torch.as_tensor(kernel, dtype=torch.float64))
 
 
 def test_most_walks_decide_the_label():

@@ -30,12 +30,7 @@ def seeded(seed):
 
 
 def table_of(kernel):
-    kernel = torch.as_tensor(kernel, dtype=torch.float64)
-    model = LinearReasoner(len(kernel))
-    with torch.no_grad():
-        model.logits.copy_(kernel.clamp_min(1e-300).log())
-    model.support.copy_(kernel > 0)
-    return model
+    return LinearReasoner.from_kernel(torch.as_tensor(kernel, dtype=torch.float64))
 
 
 # ---- generalised advantage estimation -------------------------------------------------------------------------------

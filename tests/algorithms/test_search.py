@@ -68,12 +68,7 @@ def test_rounds_and_walks_grow_with_the_logarithm_of_ten_clusters_or_more(n_clus
 
 
 def table_of(kernel):
-    model = LinearReasoner(len(kernel))
-    kernel = torch.tensor(kernel, dtype=torch.float64)
-    with torch.no_grad():
-        model.logits.copy_(kernel.clamp_min(1e-300).log())
-    model.support.copy_(kernel > 0)
-    return model
+    return LinearReasoner.from_kernel(torch.as_tensor(kernel, dtype=torch.float64))
 
 
 def test_the_first_step_out_of_the_cluster_is_recorded():
