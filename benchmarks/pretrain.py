@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt, trainer
 from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
-from mcot_torch.data import count_batch, uniform_starts
+from mcot_torch.data import count_batch, path_batch, uniform_starts
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.walks import StepTable, walk_counts, walk_paths
 
@@ -22,19 +22,18 @@ def window_1(settings: Settings) -> Row:
     n, table, draw = graph.n_states, StepTable.from_graph(graph, device), torch.Generator(device).manual_seed(0)
     walkers, length = settings.size(4096, 64), settings.size(256, 8)
     fed, same = (TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device) for _ in range(2))
-    on_counts = trainer(fed, lambda states, counts: negative_log_likelihood(fed.log_probs(states), counts))
-    on_steps = trainer(same, lambda states, after: negative_log_likelihood(same.log_probs(states), after))
+    on_counts = trainer(fed, lambda states, *seen: likelihood(fed, states, *seen))
+    on_steps = trainer(same, lambda states, *seen: likelihood(same, states, *seen))
 
     def counted() -> None:
         starts = uniform_starts(walkers, n, draw)
-        on_counts(*count_batch(walk_counts(table, starts, length, draw)))
+        on_counts(*count_batch(walk_counts(table, starts, length, draw), table.successors))
 
     def paths() -> torch.Tensor:
         return walk_paths(table, torch.randint(n, (_BATCH,), generator=draw, device=device), _LENGTH, draw)
 
     def stepwise() -> None:
-        sampled = paths()
-        on_steps(sampled[:, :-1].reshape(-1, 1), sampled[:, 1:].reshape(-1, 1))
+        on_steps(*(x.flatten(0, 1)[:, None] for x in path_batch(paths())))
 
     works = [
         Work("on counts", counted, walkers * length, True),
@@ -55,6 +54,13 @@ def window_1(settings: Settings) -> Row:
     return row
 
 
+def likelihood(
+    model: TransformerReasoner, states: torch.Tensor, after: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """The loss of Algorithm 1 on a batch."""
+    return negative_log_likelihood(model.log_probs_of(states, after), counts)
+
+
 def _nanogpt_step(module, n, paths, device):
     with torch.random.fork_rng():
         model = nanogpt(module, n, _LENGTH, device)
@@ -73,7 +79,7 @@ def sequences(settings: Settings) -> Row:
     graph = default_graph(settings.quick)
     n, table, draw = graph.n_states, StepTable.from_graph(graph, device), torch.Generator(device).manual_seed(0)
     model = TransformerReasoner(n, _LENGTH, WIDTH, LAYERS, HEADS).to(device)
-    step = trainer(model, lambda states, after: negative_log_likelihood(model.log_probs(states), after))
+    step = trainer(model, lambda *batch: likelihood(model, *batch))
     plain = TransformerReasoner(n, _LENGTH, WIDTH, LAYERS, HEADS).to(device)
     bare = trainer(plain, lambda x, y: F.cross_entropy(plain(x).flatten(0, 1), y.flatten()))
 
@@ -81,8 +87,7 @@ def sequences(settings: Settings) -> Row:
         return walk_paths(table, torch.randint(n, (_BATCH,), generator=draw, device=device), _LENGTH, draw)
 
     def ours() -> None:
-        sampled = paths()
-        step(sampled[:, :-1], sampled[:, 1:])
+        step(*path_batch(paths()))
 
     def without_cut() -> None:
         sampled = paths()

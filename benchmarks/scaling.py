@@ -12,11 +12,11 @@ import torch
 from scipy import sparse as sp
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, knowing, trainer
+from benchmarks.pretrain import likelihood
 from benchmarks.timing import Row, Settings, Work, race
 from mcot_torch.algorithms.configs import DistillConfig, PPOConfig, SearchConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.ppo import ppo
-from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
 from mcot_torch.chains import hitting_times
@@ -51,8 +51,8 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
     start = torch.randint(n, (settings.size(4096, 32),), generator=draw, device=device)
     many = torch.full((n,), settings.size(2**20, 2**12) // n, dtype=torch.float64, device=device)
     model = TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device)
-    states, counts = count_batch(walk_counts(table, many, 8, draw))
-    step = trainer(model, lambda: negative_log_likelihood(model.log_probs(states), counts))
+    batch = count_batch(walk_counts(table, many, 8, draw), table.successors)
+    step = trainer(model, lambda: likelihood(model, *batch))
     one = PPOConfig(rounds=1, transitions=settings.size(100_000, 1000), path_length=length)
     few = DistillConfig(transitions=settings.size(10_000_000, 10_000), steps=settings.size(100, 2))
     search_config = SearchConfig(rounds=settings.size(20, 2), max_steps=settings.size(2000, 50))

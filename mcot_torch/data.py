@@ -5,17 +5,17 @@ with the very batches that it would have seen, and needs no saved loader. All of
 objective serves both feeders (THEORY, "Counts are sufficient"):
 
 - `states` (B, T) int64, contexts: every prefix of a row is one;
-- `counts` (B, T, N), how often each next state was seen after each context; `PathData` names the one that was, (B, T).
+- `after` (B, T, D) int64, next states, and `counts` (B, T, D), how often each of them was seen after its context.
 
 With window 1 a batch is the N states and the transition counts n(x, y) of all sampled walks: one forward pass over N
-states gives the identical gradient of one over every sampled step. Where several ranks train, each samples its share of
-the walks; counts are summed and their rows dealt out, paths stay where they were sampled.
+states gives the identical gradient of one over every sampled step. With a longer one each context has the one next state
+that was sampled. Where several ranks train, each samples its share of the walks; counts are summed and their rows dealt
+out, paths stay where they were sampled.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,18 +25,24 @@ from mcot_torch.walks import StepTable, pair_counts, walk_counts, walk_paths
 
 __all__ = ["CountData", "PairCounts", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def count_batch(counts: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-    """(N, N) transition counts as a batch of window 1: states (N, 1), counts (N, 1, N); of several ranks each its rows."""
+def count_batch(counts: Tensor, after: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Batch:
+    """Transition counts (N, D) of the successors `after` (N, D), of all N by default, as a batch of window 1.
+
+    states (N, 1), after (N, 1, D), counts (N, 1, D); of several ranks each has its rows.
+    """
+    states = torch.arange(len(counts), device=counts.device)
     mine = own_rows(len(counts))
-    return torch.arange(len(counts), device=counts.device)[mine, None], counts[mine, None].to(dtype)
+    after = states.expand(len(counts), -1) if after is None else after
+    return states[mine, None], after[mine, None], counts[mine, None].to(dtype)
 
 
-def path_batch(paths: Tensor, n_states: int) -> Batch:
-    """(B, T + 1) paths as a batch: states (B, T), counts (B, T, N) with a one at each next state."""
-    return paths[:, :-1], F.one_hot(paths[:, 1:], n_states).float()
+def path_batch(paths: Tensor) -> Batch:
+    """(B, T + 1) paths as a batch: states (B, T), after and counts (B, T, 1), each next state once."""
+    after = paths[:, 1:, None]
+    return paths[:, :-1], after, torch.ones(after.shape, device=paths.device)
 
 
 def uniform_starts(n_walkers: int, n_states: int, seed_generator: torch.Generator) -> Tensor:
@@ -54,8 +60,9 @@ class CountData(Dataset[Batch]):
     ) -> None:
         draw = generator(seed, "pretrain", "counts", *stream(), device=table.device)
         starts = uniform_starts(share(max(1, round(transitions / path_length))), table.n_states, draw)
-        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, N)
-        self.batch = count_batch(self.counts, dtype)
+        self.after = table.successors
+        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, D)
+        self.batch = count_batch(self.counts, self.after, dtype)
         self.steps = steps
 
     def __len__(self) -> int:
@@ -76,7 +83,7 @@ class PairData(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         draw = generator(self.seed, "pretrain", "pairs", step, *stream(), device=self.table.device)
-        return count_batch(total(pair_counts(self.table, share(self.pairs), draw)), self.dtype)
+        return count_batch(total(pair_counts(self.table, share(self.pairs), draw)), self.table.successors, self.dtype)
 
 
 class PathData(Dataset[Batch]):
@@ -95,25 +102,25 @@ class PathData(Dataset[Batch]):
         return walk_paths(self.table, starts, self.length, draw)
 
     def __getitem__(self, step: int) -> Batch:
-        paths = self.paths(step)
-        return paths[:, :-1], paths[:, 1:]
+        return path_batch(self.paths(step))
 
 
 class PairCounts(Dataset[Batch]):
     """D_dist: pairs of clusters (ι(X_t), ι(X_{t+1})) along the teacher's chain, stays included, as counts.
 
     Args:
-        counts: (N, N) transition counts of the chain.
+        after: (N, D) int64, next states of each state.
+        counts: (N, D) float64, how often the chain took each of those steps.
         labels: (N,) int64, ι.
         steps: gradient steps.
     """
 
-    def __init__(self, counts: Tensor, labels: Tensor, steps: int) -> None:
+    def __init__(self, after: Tensor, counts: Tensor, labels: Tensor, steps: int) -> None:
         n_clusters = int(labels.max()) + 1
-        cells = (labels[:, None] * n_clusters + labels[None, :]).reshape(-1)
+        cells = (labels[:, None] * n_clusters + labels[after]).reshape(-1)
         pairs = torch.zeros(n_clusters**2, dtype=torch.float64, device=counts.device)
         self.counts = pairs.index_add_(0, cells, counts.reshape(-1)).view(n_clusters, -1)  # (K, K)
-        self.batch = count_batch(self.counts, torch.float64)
+        self.batch = count_batch(self.counts, dtype=torch.float64)
         self.steps = steps
 
     def __len__(self) -> int:

@@ -138,7 +138,7 @@ class Stage(L.LightningModule):
 
         Several ranks take theirs at once: DDP exchanges gradients once a step.
         """
-        return rows.split(len(rows) if world_size() > 1 else rows_at_once(cells))
+        return rows.split(len(rows) if world_size() > 1 else rows_at_once(cells, rows.device))
 
     def update(self, losses: Iterable[Tensor], learning_rate: float, clip_norm: float | None = None) -> Tensor:
         """One optimiser step on the sum of `losses`, which must be finite and have finite gradients.

@@ -32,7 +32,15 @@ from torch import Tensor
 
 from mcot_torch.graphs.graph import MetastableGraph
 
-__all__ = ["StepTable", "TableWalker", "Walker", "first_hitting_times", "pair_counts", "walk_counts", "walk_paths"]
+__all__ = [
+    "StepTable",
+    "TableWalker",
+    "Walker",
+    "first_hitting_times",
+    "pair_counts",
+    "walk_counts",
+    "walk_paths",
+]
 
 _BLOCK = 256  # steps between two looks for walkers that arrived
 _CPU_DRAWS, _GPU_DRAWS = 2**16, 2**24  # uniforms drawn at once: what fits a core's cache; what fills a GPU
@@ -44,7 +52,7 @@ class StepTable:
     """A kernel as padded successor lists; N states, at most D successors a state.
 
     Attributes:
-        successors: (N, D) int64; padding repeats a real successor.
+        successors: (N, D) int64; padding repeats the first one.
         probabilities: (N, D) float64; 0 on padding, rows sum to 1.
     """
 
@@ -78,6 +86,18 @@ class StepTable:
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         return cls(torch.from_numpy(successors).to(device), torch.from_numpy(probabilities).to(device))
 
+    @classmethod
+    def from_lists(cls, successors: Tensor, probabilities: Tensor) -> StepTable:
+        """The table of (N, D) lists of different successors, the first possible, and their float64 probabilities, some 0."""
+        return cls(torch.where(probabilities > 0, successors, successors[:, :1]), probabilities)
+
+    def to_scipy(self) -> sp.csr_array:
+        """The kernel as (N, N) CSR, columns ascending."""
+        rows, columns = (self.probabilities > 0).cpu().nonzero(as_tuple=True)
+        values, after = (x.cpu()[rows, columns] for x in (self.probabilities, self.successors))
+        shape = (self.n_states, self.n_states)
+        return sp.coo_array((values.numpy(), (rows.numpy(), after.numpy())), shape=shape).tocsr()
+
     @property
     def n_states(self) -> int:
         """N."""
@@ -91,25 +111,29 @@ class StepTable:
     @cached_property
     def alias(self) -> tuple[Tensor, Tensor]:
         """Walker's alias table: accept (N·D,) float64 and outcome (N·D·2,) int64 as [alias, own] pairs."""
-        successors, probabilities = self.successors.cpu().numpy(), self.probabilities.cpu().numpy()
-        n, width = successors.shape
-        accept = probabilities * width
+        accept, places = self._alias
+        return accept.ravel(), self.successors.gather(1, places).ravel()
+
+    @cached_property
+    def _alias(self) -> tuple[Tensor, Tensor]:
+        """accept (N, D), and (N, 2·D) where the outcomes stand in the list of successors."""
+        n, width = self.successors.shape
+        accept = self.probabilities.cpu().numpy() * width
         other = np.tile(np.arange(width), (n, 1))
         compiled = _compiled()
         (_alias if compiled is None else compiled.alias)(accept, other)
-        outcome = np.stack([np.take_along_axis(successors, other, axis=1), successors], axis=-1)
-        return torch.from_numpy(accept.ravel()).to(self.device), torch.from_numpy(outcome.ravel()).to(self.device)
+        places = np.stack([other, np.tile(np.arange(width), (n, 1))], axis=-1).reshape(n, -1)
+        return torch.from_numpy(accept).to(self.device), torch.from_numpy(places).to(self.device)
 
     def to_edges(self, counts: Tensor) -> Tensor:
         """(N, N) matrix of the (N, D) counts of each successor."""
         matrix = torch.zeros(self.n_states, self.n_states, dtype=counts.dtype, device=counts.device)
         return matrix.scatter_add_(1, self.successors, counts)
 
-    def taken_edges(self, hits: Tensor) -> Tensor:
-        """(N, N) float64 counts of steps, of the (N·D·2,) counts of the entries of `alias`'s outcome."""
-        per_state = hits.double().view(self.n_states, -1)
-        matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64, device=hits.device)
-        return matrix.scatter_add_(1, self.alias[1].view(self.n_states, -1), per_state)
+    def taken(self, hits: Tensor) -> Tensor:
+        """(N, D) float64 counts of each successor, of the (N·D·2,) counts of the entries of `alias`'s outcome."""
+        places = self._alias[1]
+        return torch.zeros_like(self.probabilities).scatter_add_(1, places, hits.double().view_as(places))
 
 
 class Walker(Protocol):
@@ -287,30 +311,36 @@ def walk_counts(table: StepTable, start: Tensor, n_steps: int, generator: torch.
         generator: on the table's device.
 
     Returns:
-        (N, N) float64 n(x, y), summing to `start.sum() * n_steps`; the joint law is that of the counts of
-        `start.sum()` independent walks.
+        (N, D) float64 n(x, y) of each of the table's successors, 0 on padding, summing to `start.sum() * n_steps`; the
+        joint law is that of the counts of `start.sum()` independent walks. `table.to_edges` makes a matrix of them.
     """
     occupied = start.to(table.device, torch.float64)
     if float(occupied.sum()) < _FEW * table.n_states:
         states = torch.arange(table.n_states, device=table.device)
-        return table.taken_edges(
-            TableWalker(table, states.repeat_interleave(occupied.long()), generator).tally(n_steps)
-        )
+        walker = TableWalker(table, states.repeat_interleave(occupied.long()), generator)
+        return _without_padding(table, table.taken(walker.tally(n_steps)))
     total = torch.zeros_like(table.probabilities)
     for _ in range(n_steps):
         drawn = _multinomial(occupied, table.probabilities, generator)
         total += drawn
         occupied = torch.zeros_like(occupied).scatter_add_(0, table.successors.ravel(), drawn.ravel())
-    return table.to_edges(total)
+    return _without_padding(table, total)
+
+
+def _without_padding(table: StepTable, counts: Tensor) -> Tensor:
+    """Counts (N, D) with those of padding, which rounding alone can cause, on the successor that it repeats."""
+    padding = table.probabilities == 0
+    counts[:, 0] += torch.where(padding, counts, 0.0).sum(1)
+    return counts.masked_fill_(padding, 0.0)
 
 
 def pair_counts(table: StepTable, n_pairs: int, generator: torch.Generator) -> Tensor:
-    """(N, N) float64 counts of `n_pairs` i.i.d. pairs X_0 ~ Unif(S), X_1 ~ p(·|X_0) (Theorem 3.1's setting)."""
+    """(N, D) float64 counts of `n_pairs` i.i.d. pairs X_0 ~ Unif(S), X_1 ~ p(·|X_0) (Theorem 3.1's setting), by successor."""
     uniform = torch.full((1, table.n_states), 1.0 / table.n_states, dtype=torch.float64, device=table.device)
     starts = _multinomial(
         torch.full((1,), float(n_pairs), dtype=torch.float64, device=table.device), uniform, generator
     )
-    return table.to_edges(_multinomial(starts[0], table.probabilities, generator))
+    return _multinomial(starts[0], table.probabilities, generator)
 
 
 def first_hitting_times(walker: Walker, target: Tensor, horizon: int) -> tuple[Tensor, Tensor]:

@@ -67,17 +67,27 @@ def test_first_draws_over_names_are_uniform():
 
 def test_count_batch():
     counts = torch.tensor([[1.0, 2.0], [0.0, 3.0]], dtype=torch.float64)
-    states, targets = count_batch(counts)
+    states, after, targets = count_batch(counts)
     assert states.tolist() == [[0], [1]]
+    assert after.tolist() == [[[0, 1]], [[0, 1]]]
     assert targets.tolist() == [[[1.0, 2.0]], [[0.0, 3.0]]]
     assert targets.dtype == torch.float32
 
 
-def test_path_batch_is_one_hot_of_the_next_state():
+def test_count_batch_of_some_successors():
+    states, after, counts = count_batch(torch.tensor([[5.0], [7.0]]), torch.tensor([[1], [0]]), torch.float64)
+    assert states.tolist() == [[0], [1]]
+    assert after.tolist() == [[[1]], [[0]]]
+    assert counts.tolist() == [[[5.0]], [[7.0]]]
+    assert counts.dtype == torch.float64
+
+
+def test_path_batch_is_each_next_state_once():
     paths = torch.tensor([[2, 0, 1], [1, 1, 0]])
-    states, counts = path_batch(paths, 3)
+    states, after, counts = path_batch(paths)
     assert states.tolist() == [[2, 0], [1, 1]]
-    assert counts.tolist() == [[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [1, 0, 0]]]
+    assert after.tolist() == [[[0], [1]], [[1], [0]]]
+    assert counts.tolist() == [[[1], [1]], [[1], [1]]]
     assert counts.is_floating_point()
 
 
@@ -92,26 +102,28 @@ def test_uniform_starts():
 def test_count_data(table, supported):
     data = CountData(table, 100_000, 50, 7, seed=1, dtype=torch.float64)
     assert len(data) == 7
-    assert float(data.counts.sum()) == 100_000
-    assert (data.counts[~supported] == 0).all()
+    states, after, counts = data[0]
+    assert states[:, 0].tolist() == list(range(32))
+    assert float(counts.sum()) == 100_000
+    assert supported[states, after[:, 0]][counts[:, 0] > 0].all()
     assert same(data[0], data[6])
     again = CountData(table, 100_000, 50, 7, seed=1, dtype=torch.float64)
     assert same(data[3], again[3])
-    assert not torch.equal(data.counts, CountData(table, 100_000, 50, 7, seed=2, dtype=torch.float64).counts)
+    assert not torch.equal(counts, CountData(table, 100_000, 50, 7, seed=2, dtype=torch.float64)[0][2])
 
 
 def test_pair_data(table, supported):
     make = lambda seed, steps=9: PairData(table, 5000, steps, seed, torch.float32)  # noqa: E731
     data = make(1)
     assert len(data) == 9
-    states, counts = data[4]
+    states, after, counts = data[4]
     assert states[:, 0].tolist() == list(range(32))
-    assert counts.shape == (32, 1, 32)
+    assert torch.equal(after[:, 0], table.successors)
     assert float(counts.sum()) == 5000
-    assert (counts[:, 0][~supported] == 0).all()
-    assert same(make(1, steps=5)[4], (states, counts))  # a function of seed and step, not of what was read before
-    assert not torch.equal(data[5][1], counts)
-    assert not torch.equal(make(2)[4][1], counts)
+    assert supported[states, after[:, 0]][counts[:, 0] > 0].all()
+    assert same(make(1, steps=5)[4], data[4])  # a function of seed and step, not of what was read before
+    assert not torch.equal(data[5][2], counts)
+    assert not torch.equal(make(2)[4][2], counts)
 
 
 def test_path_data(table, supported):
@@ -120,10 +132,11 @@ def test_path_data(table, supported):
     paths = data.paths(4)
     assert paths.shape == (6, 13)
     assert supported[paths[:, :-1], paths[:, 1:]].all()
-    states, after = data[4]
+    states, after, counts = data[4]
     assert torch.equal(states, paths[:, :-1])
-    assert torch.equal(after, paths[:, 1:])
-    assert same(make(1, steps=5)[4], (states, after))
+    assert torch.equal(after[..., 0], paths[:, 1:])
+    assert (counts == 1).all()
+    assert same(make(1, steps=5)[4], data[4])
     assert not torch.equal(data.paths(5), paths)
     assert not torch.equal(make(2).paths(4), paths)
 

@@ -22,7 +22,7 @@ from mcot_torch import distributed
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
 from mcot_torch.chains import hitting_time
 from mcot_torch.config import Config, check, config_hash, differences
-from mcot_torch.data import CountData
+from mcot_torch.data import CountData, count_batch
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.graphs import build_task
 from mcot_torch.graphs.graph import MetastableGraph
@@ -51,7 +51,7 @@ if "RANK" in os.environ and "DUMP" in os.environ:
         history = fit(stage, data)
         if hasattr(data, "counts"):
             place.mkdir(parents=True, exist_ok=True)
-            torch.save(data.counts, place / "counts.pt")
+            torch.save(torch.zeros(20, 20, dtype=torch.float64).scatter_add_(1, data.after, data.counts), place / "counts.pt")
         return history
 
     RunFolder.keep, pretrain.fit = keep_all, fit_and_tell
@@ -158,7 +158,7 @@ def test_two_ranks_through_the_command_line(start, tmp_path):
     alone = LinearReasoner(graph.n_states)
     config = PretrainConfig(200, 100, optimizer="gd", learning_rate=5.0)
     data = object.__new__(CountData)
-    data.batch = (torch.arange(graph.n_states)[:, None], counts[:, None])
+    data.batch = count_batch(counts, dtype=torch.float64)
     data.steps = 300
     around = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
     fit(PretrainStage(alone, data, config, 0.35 * 0.02, around), data)

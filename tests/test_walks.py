@@ -157,11 +157,11 @@ def test_walkers_read_one_stream_of_uniforms(draws, loops, small_graph, monkeypa
     assert torch.equal(hits, torch.bincount(taken.ravel(), minlength=len(hits)))
     assert torch.equal(walker.states, states[-1])
     counts = count_steps(torch.cat([start[:, None], states.T], dim=1), 32)
-    assert np.array_equal(table.taken_edges(hits).numpy(), counts)
+    assert np.array_equal(table.to_edges(table.taken(hits)).numpy(), counts)
 
     monkeypatch.setattr(walks, "_FEW", math.inf)
     starts = torch.zeros(32).index_add_(0, start, torch.ones(20))
-    assert np.array_equal(walk_counts(table, starts, 157, seeded(16)).numpy(), counts)
+    assert np.array_equal(table.to_edges(walk_counts(table, starts, 157, seeded(16))).numpy(), counts)
 
 
 def test_walkers_of_one_generator_are_independent(small_graph):
@@ -257,13 +257,15 @@ def test_rare_edges_of_walkers(loops):
 
 
 def test_rare_edges_of_walk_counts(loops, counting):
-    counts = walk_counts(StepTable.from_kernel(RARE_KERNEL), torch.full((3,), 1e5), 100, seeded(4))
+    table = StepTable.from_kernel(RARE_KERNEL)
+    counts = table.to_edges(walk_counts(table, torch.full((3,), 1e5), 100, seeded(4)))
     assert counts.sum() == 3e7
     assert_rare(counts)
 
 
 def test_rare_edges_of_pair_counts():
-    counts = pair_counts(StepTable.from_kernel(RARE_KERNEL), 300_000_000, seeded(5))
+    table = StepTable.from_kernel(RARE_KERNEL)
+    counts = table.to_edges(pair_counts(table, 300_000_000, seeded(5)))
     assert_rare(counts)
 
 
@@ -292,7 +294,8 @@ def test_edge_of_1e_8_fires_at_its_rate(column):
     others = [y for y in range(3) if y != column]
     kernel[0] = 0
     kernel[0, column], kernel[0, others] = 1e-8, torch.tensor([0.3, 0.7 - 1e-8], dtype=torch.float64)
-    counts = walk_counts(StepTable.from_kernel(kernel), torch.tensor([5e10, 0, 0]), 1, seeded(6))
+    table = StepTable.from_kernel(kernel)
+    counts = table.to_edges(walk_counts(table, torch.tensor([5e10, 0, 0]), 1, seeded(6)))
     low, high = stats.poisson.ppf([1e-7, 1 - 1e-7], 500)
     assert low <= float(counts[0, column]) <= high
 
@@ -352,7 +355,9 @@ def sampled_counts(sampler):
     draw = seeded(8)
     if sampler == "counts":
         start = torch.tensor([WALKERS, 0, 0])
-        return np.stack([walk_counts(table, start, STEPS, draw).numpy().ravel() for _ in range(REPEATS)])
+        return np.stack(
+            [table.to_edges(walk_counts(table, start, STEPS, draw)).numpy().ravel() for _ in range(REPEATS)]
+        )
     paths = walk_paths(table, torch.zeros(REPEATS * WALKERS, dtype=torch.int64), STEPS, draw)
     cells = (3 * paths[:, :-1] + paths[:, 1:]).view(REPEATS, -1)
     return torch.stack([torch.bincount(row, minlength=9) for row in cells]).double().numpy()
@@ -383,7 +388,8 @@ def test_joint_law_of_counts(sampler, counting):
 
 def test_walk_counts_conserve_walkers(small_graph, counting):
     start = torch.randint(0, 50, (32,), generator=seeded(9)).double()
-    counts = walk_counts(StepTable.from_graph(small_graph), start, 37, seeded(10))
+    table = StepTable.from_graph(small_graph)
+    counts = table.to_edges(walk_counts(table, start, 37, seeded(10)))
     assert counts.dtype == torch.float64
     assert float(counts.sum()) == float(start.sum()) * 37
     assert torch.equal(counts, counts.round())
@@ -394,7 +400,8 @@ def test_walk_counts_conserve_walkers(small_graph, counting):
 
 
 def test_pair_counts(small_graph):
-    counts = pair_counts(StepTable.from_graph(small_graph), 1_000_000, seeded(11)).numpy()
+    table = StepTable.from_graph(small_graph)
+    counts = table.to_edges(pair_counts(table, 1_000_000, seeded(11))).numpy()
     assert counts.sum() == 1_000_000
     assert_rows_follow(counts, small_graph.kernel())
     statistic = ((counts.sum(1) - 31250) ** 2 / 31250).sum()

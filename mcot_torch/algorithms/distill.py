@@ -118,16 +118,27 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
     return Labels(order.argsort()[labels], representatives[order], transitions)
 
 
-def record_counts(reasoner: Reasoner, transitions: int, path_length: int, draw: torch.Generator) -> Tensor:
-    """(N, N) transition counts n(x, y) of the reasoner's own chain, from uniform starts; ranks share the walkers."""
+def record_counts(
+    reasoner: Reasoner, transitions: int, path_length: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Transition counts of the reasoner's own chain, from uniform starts; ranks share the walkers.
+
+    Returns:
+        after (N, D) int64, next states of each state, and counts (N, D) float64, how often each of those steps was taken.
+    """
     n_walkers = share(max(1, transitions // path_length))
     if reasoner.window == 1:
         starts = uniform_starts(n_walkers, reasoner.n_states, draw)
-        return total(walk_counts(reasoner.table(), starts, path_length, draw))
+        table = reasoner.table()
+        return table.successors, total(walk_counts(table, starts, path_length, draw))
     starts = torch.randint(reasoner.n_states, (n_walkers,), generator=draw, device=reasoner.device)
     path = reasoner.generate(starts, path_length, draw)
-    cells = (path[:, :-1] * reasoner.n_states + path[:, 1:]).reshape(-1)
-    return total(torch.bincount(cells, minlength=reasoner.n_states**2).double()).view(reasoner.n_states, -1)
+    n, width = reasoner.n_states, reasoner.list_length
+    states = torch.arange(n, device=reasoner.device)
+    listed = reasoner.listed(states)
+    cells = (path[:, :-1] * width + reasoner.places(path[:, :-1], path[:, 1:])).reshape(-1)
+    counts = total(torch.bincount(cells, minlength=n * width).double()).view(n, width)
+    return states.expand(n, -1) if listed is None else listed, counts
 
 
 class DistillStage(Stage):
@@ -145,8 +156,8 @@ class DistillStage(Stage):
 
     def training_step(self, batch: Batch) -> None:
         """One gradient step on all pairs."""
-        states, counts = batch
-        loss = negative_log_likelihood(self.reasoner.log_probs(states).double(), counts, mean)
+        states, after, counts = batch
+        loss = negative_log_likelihood(self.reasoner.log_probs_of(states, after).double(), counts, mean)
         rate = self.config.learning_rate * cosine(self.step, self.total)
         loss = self.update([loss], rate)
         self.finish_step(lambda: {"loss": float(loss), "learning_rate": rate})
@@ -177,11 +188,13 @@ def distill(
     draw = generator(context.seed, "distill", *stream(), device=teacher.device)
     found = from_first(lambda: label_states(teacher, prm, scales, config.label_walks, draw), teacher.device)
     transitions = config.transitions or (1_000_000_000 if teacher.window == 1 else 2_000_000)
-    counts = record_counts(teacher, transitions, config.path_length, draw)
-    data = PairCounts(counts, found.labels, config.steps)
+    after, counts = record_counts(teacher, transitions, config.path_length, draw)
+    data = PairCounts(after, counts, found.labels, config.steps)
     student = _fresh_student(teacher, data, found, config, context.seed)
     history = fit(DistillStage(student, config, context), data)
-    student.beta.fill_(config.beta if config.beta is not None else _time_scale(counts, prm, len(found.representatives)))
+    student.beta.fill_(
+        config.beta if config.beta is not None else _time_scale(after, counts, prm, len(found.representatives))
+    )
     return student, history
 
 
@@ -200,10 +213,11 @@ def _fresh_student(teacher: Reasoner, data: PairCounts, found: Labels, config: D
     return student
 
 
-def _time_scale(counts: Tensor, prm: PRM, n_clusters: int) -> float:
+def _time_scale(after: Tensor, counts: Tensor, prm: PRM, n_clusters: int) -> float:
     """β = log(M/ε): M the mean size of a cluster, ε the frequency of the known hard steps at their sources."""
     edges = prm.edges.to(counts.device)
-    epsilon = counts[edges[:, 0], edges[:, 1]].sum() / counts[edges[:, 0]].sum()
+    seen = counts[edges[:, 0]]  # (n, D)
+    epsilon = torch.where(after[edges[:, 0]] == edges[:, 1:], seen, 0.0).sum() / seen.sum()
     if not epsilon > 0:
         raise InputError(
             f"the teacher took none of the {len(edges)} known hard steps in {int(counts.sum()):,} recorded steps, so that β "

@@ -55,9 +55,9 @@ def surrogate_of_rollout(log_p: Tensor, old_log_p: Tensor, rollout: Rollout, cli
     """Sum of the clipped surrogate over a rollout: positive and negative advantages of a step share its ratio.
 
     Args:
-        log_p: (B, T, N) of the policy in training.
-        old_log_p: (B, T, N) of the policy that sampled.
-        rollout: gain and loss, (B, T, N).
+        log_p: (B, T, S) of the policy in training.
+        old_log_p: (B, T, S) of the policy that sampled.
+        rollout: gain and loss, (B, T, S).
         clip: c.
 
     Returns:
@@ -164,7 +164,8 @@ class PPOStage(Stage):
 
     def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
         """(B, T) λ of each context."""
-        return kl_weight(log_ref, self.prm.mask(states.device)[states], self.scales, self.config)
+        known = self.reasoner.pick(self.prm.mask(states.device), states)
+        return kl_weight(log_ref, known, self.scales, self.config)
 
     def reward(self, draw: torch.Generator | None = None) -> Tensor:
         """(N, N) float64 reward of each step, without the KL term; a noisy PRM draws its errors from `draw`."""
@@ -233,12 +234,16 @@ class PPOStage(Stage):
 
     def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Contexts, or their numbers, in blocks."""
-        return self.in_blocks(rows, self.reasoner.n_states * self.reasoner.window)
+        return self.in_blocks(rows, self.reasoner.list_length * self.reasoner.window)
 
     @torch.no_grad()
     def _log_probs(self, states: Tensor) -> Tensor:
-        """(B, T, N) as `Reasoner.log_probs`, computed block by block."""
-        return torch.cat([self.reasoner.log_probs(block) for block in self._blocks(states)])
+        """(B, T, S) as `Reasoner.listed_log_probs`, computed block by block."""
+        return torch.cat([self.reasoner.listed_log_probs(block) for block in self._blocks(states)])
+
+    def _log_ref(self, states: Tensor) -> Tensor:
+        """(B, T, S) log p_ref of the steps that the policy lists."""
+        return self.reference.log_probs_of(states, self.reasoner.listed(states))
 
     def _improve(self, rollout: Rollout, old: Tensor, rows: Tensor, rate: float) -> bool:
         """One optimiser step on some contexts; True if the KL limit says to stop before it."""
@@ -251,7 +256,7 @@ class PPOStage(Stage):
             for block in self._blocks(rows):
                 # all of them: in their own order, whose cells are known
                 part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
-                log_p = self.reasoner.log_probs(part.states)
+                log_p = self.reasoner.listed_log_probs(part.states)
                 loss = -surrogate_of_rollout(log_p, before, part, self.config.clip) * weight
                 if self.config.entropy_coefficient:
                     bonus = (entropy(log_p) * part.counts.sum(-1)).sum()
@@ -267,7 +272,7 @@ class PPOStage(Stage):
         sums = []
         for block in self._blocks(rows):
             visits = rollout.counts[block].sum(-1)
-            moved = kl_divergence(old[block], self.reasoner.log_probs(rollout.states[block])) * visits
+            moved = kl_divergence(old[block], self.reasoner.listed_log_probs(rollout.states[block])) * visits
             sums.append(torch.stack([moved.sum(), visits.sum()]))
         moved, seen = total(torch.stack(sums).sum(0))
         return float(moved / seen.clamp_min(1))
@@ -277,11 +282,11 @@ class PPOStage(Stage):
         sums, farthest = [], []
         for block in self._blocks(torch.arange(len(old), device=old.device)):
             states, counts, before = rollout.states[block], rollout.counts[block], old[block]
-            log_p, visits = self.reasoner.log_probs(states), counts.sum(-1)
+            log_p, visits = self.reasoner.listed_log_probs(states), counts.sum(-1)
             taken = (counts > 0) & (before > -torch.inf)
             ratio = torch.where(taken, log_p - before, 0.0).exp()
             clipped = ((ratio - 1).abs() > self.config.clip) & taken
-            moved = (log_p.exp() - self.reference.log_probs(states).exp()).abs().sum(-1) / 2
+            moved = (log_p.exp() - self._log_ref(states).exp()).abs().sum(-1) / 2
             parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
             sums.append(torch.stack([x.double().sum() for x in parts]))
             farthest.append(moved.max())
@@ -309,17 +314,16 @@ class PPOStage(Stage):
             torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
         )
         reward, terminal, farthest = self.reward(), self.terminal(), []
-        rows = torch.arange(len(contexts), device=contexts.device)
-        for block in (rows,) if self.gamma else self._blocks(rows):
-            states = contexts[block]
-            log_ref = self.reference.log_probs(states).double()
+        for states in (contexts,) if self.gamma else self._blocks(contexts):
+            log_ref = self._log_ref(states).double()
             weight = self.kl_weight(states, log_ref)
             if self.gamma:
-                _, optimum = soft_values(log_ref[:, 0], reward, terminal, self.gamma, weight[:, 0])
-                optimum = optimum[:, None]
+                whole = self.reference.log_probs(states)[:, 0].double()
+                _, optimum = soft_values(whole, reward, terminal, self.gamma, weight[:, 0])
+                optimum = self.reasoner.pick(optimum, states)
             else:
-                optimum = (log_ref + reward[states] / weight[..., None]).log_softmax(-1)
-            policy = self.reasoner.log_probs(states).double().exp()
+                optimum = (log_ref + self.reasoner.pick(reward, states) / weight[..., None]).log_softmax(-1)
+            policy = self.reasoner.listed_log_probs(states).double().exp()
             distance = (policy - optimum.exp()).abs().sum(-1) / 2
             farthest.append(torch.where(terminal[states], 0.0, distance).max())
         return {"tv_to_optimum_max": float(largest(torch.stack(farthest).max()))}

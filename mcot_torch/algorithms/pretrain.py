@@ -31,18 +31,14 @@ def negative_log_likelihood(
     """Mean −log p̂ of the observed steps: L(W) of Algorithm 1 on a sample.
 
     Args:
-        log_p: (..., N) log-probabilities, −inf where a step is cut.
-        counts: (..., N) how often each step was observed, or (...) int64, the one next state that was.
+        log_p: (..., D) log-probabilities of some steps, −inf where a step is cut.
+        counts: (..., D) how often each of them was observed.
         observed: turns the number of observations here into the divisor: the mean over ranks, where each has a part of
             the sample, makes the mean of their losses and gradients that of the whole.
 
     Returns:
         Scalar; observations of cut steps are left out of it.
     """
-    if counts.dim() < log_p.dim():
-        chosen = log_p.gather(-1, counts[..., None])[..., 0]
-        kept = chosen > -torch.inf
-        return -torch.where(kept, chosen, 0.0).sum() / observed(kept.sum())
     seen = (counts > 0) & (log_p > -torch.inf)
     return -(torch.where(seen, log_p, 0.0) * counts).sum() / observed(torch.where(seen, counts, 0.0).sum())
 
@@ -57,13 +53,6 @@ def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
     if optimizer == "gd":
         return float(reasoner.n_states)
     return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
-
-
-def _supported(counts: Tensor, support: Tensor) -> Tensor:
-    """Observations of steps that are not cut, `counts` as in `negative_log_likelihood`, `support` (..., N)."""
-    if counts.dim() < support.dim():
-        return support.gather(-1, counts[..., None])
-    return torch.where(support, counts, 0.0)
 
 
 _CUT_BATCHES = 64  # batches of paths whose contexts decide the cut
@@ -96,31 +85,22 @@ class PretrainStage(Stage):
 
     def training_step(self, batch: Batch) -> None:
         """One gradient step; the cut comes right before step T1."""
-        states, counts = batch
         if self.step == self.config.steps:
             self.cut()
         decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
         clip_norm = 1.0 if self.reasoner.window > 1 else None
-        loss = self.update(self.losses(states, counts), self.rate * decay, clip_norm)
+        loss = self.update(self.losses(*batch), self.rate * decay, clip_norm)
         if self.step + 1 == self.total:
             self.cut()
         self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
 
-    def losses(self, states: Tensor, counts: Tensor) -> Iterator[Tensor]:
-        """The loss in blocks of contexts, each divided by the observations of all of them."""
-        cells = states.shape[1] * self.reasoner.n_states
-        blocks = list(zip(self.in_blocks(states, cells), self.in_blocks(counts, cells), strict=True))
-        observed: Callable[[Tensor], Tensor] = mean
-        if len(blocks) > 1:
-            whole = torch.stack([_supported(n, self.reasoner.support[x]).sum() for x, n in blocks]).sum()
-
-            def observed(here: Tensor) -> Tensor:
-                return whole
-
-        for x, n in blocks:
-            log_p = self.reasoner.log_probs(x)
-            log_p = log_p.to(n.dtype) if n.is_floating_point() else log_p.float()
-            yield negative_log_likelihood(log_p, n, observed)
+    def losses(self, states: Tensor, after: Tensor, counts: Tensor) -> Iterator[Tensor]:
+        """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
+        kept = torch.where(self.reasoner.support[states[..., None], after], counts, 0.0).sum()
+        blocks = (self.in_blocks(x, states.shape[1] * self.reasoner.list_length) for x in (states, after, counts))
+        for x, y, n in zip(*blocks, strict=True):
+            log_p = self.reasoner.log_probs_of(x, y).to(n.dtype)
+            yield negative_log_likelihood(log_p, n, lambda here: mean(kept))
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.

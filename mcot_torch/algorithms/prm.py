@@ -150,6 +150,7 @@ def guidance(prm: PRM, scales: Scales, device: torch.device | str = "cpu") -> Po
     known = prm.mask(device)
 
     def policy(states: Tensor, log_p: Tensor) -> Tensor:
-        return tilt(log_p, prm.scores(device)[states], known[states], scales)
+        scores = prm.scores(device)[states] if prm.noise else known[states].double()
+        return tilt(log_p, scores, known[states], scales)
 
     return policy

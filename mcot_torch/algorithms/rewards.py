@@ -20,14 +20,14 @@ from torch import Tensor
 
 from mcot_torch.algorithms.configs import PPOConfig
 from mcot_torch.algorithms.prm import tilt_strength
-from mcot_torch.data import count_batch, path_batch, uniform_starts
+from mcot_torch.data import count_batch, uniform_starts
 from mcot_torch.distributed import share, total
 from mcot_torch.reasoners.base import Reasoner, rows_at_once
 from mcot_torch.scales import Scales
 from mcot_torch.walks import walk_counts
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
-"""λ of each context: (states (B, T), log p_ref (B, T, N)) -> (B, T)."""
+"""λ of each context: (states (B, T), log p_ref (B, T, S) of the steps that the policy lists) -> (B, T)."""
 
 __all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "n_walkers", "one_step_rollout", "soft_values"]
 
@@ -36,11 +36,13 @@ __all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "n_walkers"
 class Rollout:
     """B × T contexts and what was sampled after each; of several ranks each holds its part, the last three are of all.
 
+    The S steps of a context are those that the policy lists (`Reasoner.lists`), or all N.
+
     Attributes:
         states: (B, T) int64, contexts.
-        counts: (B, T, N) how often each step was sampled.
-        gain: (B, T, N) sum of the positive advantages of those samples.
-        loss: (B, T, N) sum of the absolute values of the negative ones.
+        counts: (B, T, S) how often each step was sampled.
+        gain: (B, T, S) sum of the positive advantages of those samples.
+        loss: (B, T, S) sum of the absolute values of the negative ones.
         n_samples: steps sampled, Σ counts.
         mean_reward: of the samples, without the KL term.
         explained_variance: share of the variance of the returns that the baseline explains.
@@ -68,7 +70,7 @@ class Rollout:
 
 
 def kl_weight(log_ref: Tensor, known: Tensor, scales: Scales, config: PPOConfig) -> Tensor:
-    """λ of each context: (..., N) -> (...,). By default that whose one-step optimum is ε_max, see `prm.tilt_strength`."""
+    """λ of each context: (..., S) -> (...,). By default that whose one-step optimum is ε_max, see `prm.tilt_strength`."""
     if config.kl_coefficient is not None:
         return torch.full(log_ref.shape[:-1], config.kl_coefficient, dtype=log_ref.dtype, device=log_ref.device)
     if config.reward == "outcome":
@@ -77,7 +79,7 @@ def kl_weight(log_ref: Tensor, known: Tensor, scales: Scales, config: PPOConfig)
 
 
 def penalised(reward: Tensor, log_old: Tensor, log_ref: Tensor, weight: Tensor) -> Tensor:
-    """r − λ log(p_old/p_ref), (..., N); 0 on steps that are cut."""
+    """r − λ log(p_old/p_ref), (..., S); 0 on steps that are cut."""
     supported = log_old > -torch.inf
     return torch.where(supported, reward - weight[..., None] * torch.where(supported, log_old - log_ref, 0.0), 0.0)
 
@@ -104,15 +106,20 @@ def one_step_rollout(
     dtype = next(reasoner.parameters()).dtype
     if reasoner.window == 1:
         starts = uniform_starts(share(n_walkers(config, reasoner)), reasoner.n_states, draw)
-        states, counts = count_batch(total(walk_counts(reasoner.table(), starts, config.path_length, draw)), dtype)
+        table = reasoner.table()
+        taken = total(walk_counts(table, starts, config.path_length, draw))
+        # the table lists what the reasoner lists, where that lists anything
+        states, _, counts = count_batch(table.to_edges(taken) if reasoner.lists is None else taken, dtype=dtype)
     else:
-        states, counts = path_batch(_sample_paths(reasoner, config, draw), reasoner.n_states)
+        paths = _sample_paths(reasoner, config, draw)
+        states = paths[:, :-1]
+        counts = F.one_hot(reasoner.places(states, paths[:, 1:]), reasoner.list_length).to(dtype)
     gain, loss, sampled = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
     rows = torch.arange(len(states), device=states.device)
-    for block in rows.split(rows_at_once(states.shape[1] * reasoner.n_states)):
-        log_old = reasoner.log_probs(states[block]).double()
-        log_ref = reference.log_probs(states[block]).double()
-        paid, seen = reward[states[block]], counts[block]
+    for block in rows.split(rows_at_once(states.shape[1] * reasoner.list_length, states.device)):
+        log_old = reasoner.listed_log_probs(states[block]).double()
+        log_ref = reference.log_probs_of(states[block], reasoner.listed(states[block])).double()
+        paid, seen = reasoner.pick(reward, states[block]), counts[block]
         value = penalised(paid, log_old, log_ref, weight_of(states[block], log_ref))
         baseline = (log_old.exp() * value).sum(-1, keepdim=True)
         advantage = (seen * (value - baseline)).to(dtype)
@@ -199,10 +206,11 @@ def gae_rollout(
     valid = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1].int().cumsum(1) == 0], dim=1)  # until it arrives
     n, table = reasoner.n_states, reasoner.window == 1  # with window 1 the N states are all the contexts there are
     contexts = torch.arange(n, device=states.device)[:, None] if table else states
-    log_old = reasoner.log_probs(contexts).double()
-    log_ref = reference.log_probs(contexts).double()
-    paid = penalised(reward[contexts], log_old, log_ref, weight_of(contexts, log_ref))
-    paid = paid[states, 0, after] if table else paid.gather(-1, after[..., None])[..., 0]  # (B, T)
+    log_old = reasoner.listed_log_probs(contexts).double()
+    log_ref = reference.log_probs_of(contexts, reasoner.listed(contexts)).double()
+    paid = penalised(reasoner.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
+    place, width = reasoner.places(states, after), reasoner.list_length
+    paid = paid[states, 0, place] if table else paid.gather(-1, place[..., None])[..., 0]  # (B, T)
     value = torch.where(terminal, 0.0, values)[paths]
     advantage = gae(paid, done, value, gamma, config.gae_lambda)
     returns = advantage + value[:, :-1]
@@ -213,11 +221,13 @@ def gae_rollout(
     dtype = next(reasoner.parameters()).dtype
     parts = (weight, weight * advantage.clamp_min(0), weight * (-advantage).clamp_min(0))  # each (B, T)
     if table:  # samples of the same step share its ratio: sum them
-        cells, empty = (states * n + after).reshape(-1), torch.zeros(n * n, dtype=torch.float64, device=states.device)
-        summed = (total(empty.index_add(0, cells, x.reshape(-1))).view(n, n) for x in parts)
-        (contexts, counts), (_, up), (_, down) = (count_batch(x, dtype) for x in summed)  # a rank's rows of all walks
+        cells = (states * width + place).reshape(-1)
+        empty = torch.zeros(n * width, dtype=torch.float64, device=states.device)
+        summed = (total(empty.index_add(0, cells, x.reshape(-1))).view(n, width) for x in parts)
+        batches = [count_batch(x, dtype=dtype) for x in summed]  # a rank's rows of all walks
+        contexts, (counts, up, down) = batches[0][0], (x for _, _, x in batches)
     else:
-        taken = F.one_hot(after, n)
+        taken = F.one_hot(place, width)
         counts, up, down = ((taken * x[..., None]).to(dtype) for x in parts)
     n_samples, earned = total(torch.stack([weight.sum(), (reward[states, after] * weight).sum()])).tolist()
     explained = _explained(returns, value[:, :-1], weight)

@@ -72,8 +72,9 @@ def _pretrained(problem: Problem, point: Point) -> tuple[Reasoner, Row]:
         frequencies = truth
     else:
         config.transitions = int(point["T"])
-        data = CountData(StepTable.from_graph(graph), config.transitions, config.path_length, 1, seed, torch.float64)
-        counts = data.counts.numpy()
+        table = StepTable.from_graph(graph)
+        data = CountData(table, config.transitions, config.path_length, 1, seed, torch.float64)
+        counts = table.to_edges(data.counts).numpy()
         frequencies = counts / np.maximum(counts.sum(1), 1)[:, None]
 
     def errors(kernel: NDArray[np.float64]) -> dict[str, float]:

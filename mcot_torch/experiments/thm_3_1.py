@@ -97,7 +97,8 @@ def measure(point: Point) -> Row:
         counts = truth
     else:
         draw = generator(point["seed"], "thm_3_1", int(point["T"]))
-        counts = pair_counts(StepTable.from_graph(graph), int(point["T"]), draw)
+        table = StepTable.from_graph(graph)
+        counts = table.to_edges(pair_counts(table, int(point["T"]), draw))
     model = LinearReasoner(graph.n_states)
     errors = descend(model, counts, point["steps"], truth)
     model.cut_(model.kernel(), _THRESHOLD * graph.epsilon)

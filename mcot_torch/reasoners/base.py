@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 import torch
 from scipy import sparse as sp
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
@@ -30,7 +31,9 @@ __all__ = ["Policy", "Reasoner", "load_reasoner", "rows_at_once"]
 Policy = Callable[[Tensor, Tensor], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
 
-_CELLS = 2**25  # predictions held at once where rows can be taken in blocks: .13 GiB in float32, a few times over
+# predictions held at once where rows can be taken in blocks: 16 MiB in float32, near what a CPU's cache holds; .13 GiB
+_CPU_CELLS, _GPU_CELLS = 2**22, 2**25
+_SHORT = 16  # lists of supported steps pay where they are this many times shorter than a row of all states
 _LARGEST_SIZE, _LARGEST_WINDOW = 2_000_000, 65_536  # of a model that is read from a file
 _DTYPES = {
     torch.float64: "F64",
@@ -40,9 +43,12 @@ _DTYPES = {
 }  # as safetensors calls them
 
 
-def rows_at_once(cells: int) -> int:
+_listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its version, is it whole, its lists)
+
+
+def rows_at_once(cells: int, device: torch.device) -> int:
     """How many rows of so many predictions each are worked on at once: all of them, below some thousand states."""
-    return max(1, _CELLS // cells)
+    return max(1, (_CPU_CELLS if device.type == "cpu" else _GPU_CELLS) // cells)
 
 
 class Reasoner(nn.Module, ABC):
@@ -100,9 +106,73 @@ class Reasoner(nn.Module, ABC):
     def log_probs(self, states: Tensor, cut: bool = True) -> Tensor:
         """(B, T, N) log p̂(next | prefix); with `cut`, unsupported steps have logit −∞."""
         logits = self(states)
-        if cut:
+        if cut and not self._listing()[0]:
             logits = logits.masked_fill(~self.support[states], -torch.inf)
         return logits.log_softmax(-1)
+
+    # ---- predictions of the supported steps: of a large graph they are few, and so is what they cost ---------------
+
+    @property
+    def lists(self) -> Tensor | None:
+        """(N, S) int64, for each state S different next states, its supported ones first; None where S would be no small part of N.
+
+        S is the largest number of supported steps of a state, so that shorter lists end in steps that are not.
+        """
+        return self._listing()[1]
+
+    def _listing(self) -> tuple[bool, Tensor | None]:
+        """Whether every step is supported, and the lists; found anew when the support was written to."""
+        version, uncut, lists = _listed.get(self.support, (-1, True, None))
+        if version != self.support._version:
+            degree = self.support.sum(-1)
+            most, uncut = int(degree.max()), bool((degree == self.n_states).all())
+            lists = self.support.to(torch.uint8).topk(most).indices if most * _SHORT <= self.n_states else None
+            _listed[self.support] = self.support._version, uncut, lists
+        return uncut, lists
+
+    @property
+    def list_length(self) -> int:
+        """S, or N where there are no lists: the last dimension of what `listed_log_probs` gives."""
+        return self.n_states if self.lists is None else self.lists.shape[1]
+
+    def listed(self, states: Tensor) -> Tensor | None:
+        """(..., S) the lists of (...,) states, or None."""
+        return None if self.lists is None else self.lists[states]
+
+    def pick(self, table: Tensor, states: Tensor) -> Tensor:
+        """(..., S) the entries of an (N, N) table at the lists of (...,) states; its rows where there are no lists."""
+        listed = self.listed(states)
+        return table[states] if listed is None else table[states[..., None], listed]
+
+    def places(self, states: Tensor, after: Tensor) -> Tensor:
+        """(...,) where the supported step to `after` stands in the list of each of the (...,) states."""
+        listed = self.listed(states)
+        return after if listed is None else (listed == after[..., None]).to(torch.uint8).argmax(-1)
+
+    def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
+        """Raw logits (B, T, D) of some next states (B, T, D); a model that need not compute all of them for it says so here."""
+        return self(states).gather(-1, after)
+
+    def listed_logits(self, states: Tensor) -> Tensor:
+        """(B, T, S) logits of the listed next states, −∞ where they are not supported."""
+        listed = self.listed(states)
+        logits = self(states) if listed is None else self.logits_of(states, listed)
+        return logits if self._listing()[0] else logits.masked_fill(~self.pick(self.support, states), -torch.inf)
+
+    def listed_log_probs(self, states: Tensor) -> Tensor:
+        """(B, T, S) log p̂ of the listed next states: as `log_probs`, without the steps that are impossible for every state."""
+        return self.listed_logits(states).log_softmax(-1)
+
+    def log_probs_of(self, states: Tensor, after: Tensor | None) -> Tensor:
+        """(B, T, D) log p̂ of some next states (B, T, D), cut; of all N with None."""
+        if after is None:
+            return self.log_probs(states)
+        listed = self.listed(states)
+        if listed is None:
+            return self.log_probs(states).gather(-1, after)
+        same = after[..., :, None] == listed[..., None, :]  # (B, T, D, S)
+        found = self.listed_log_probs(states).gather(-1, same.to(torch.uint8).argmax(-1))
+        return torch.where(same.any(-1), found, -torch.inf)
 
     def _require_window_1(self, what: str) -> None:
         if self.window != 1:
@@ -115,9 +185,9 @@ class Reasoner(nn.Module, ABC):
     def kernel_rows(self, cut: bool = True, policy: Policy | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The kernel in blocks of rows: (B,) int64 states and their (B, N) float64 predictions, changed by `policy`."""
         self._require_window_1("kernel()")
-        for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states)):
+        for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states, self.device)):
             logits = self(block[:, None])[:, 0].double()
-            if cut:
+            if cut and not self._listing()[0]:
                 logits = logits.masked_fill(~self.support[block], -torch.inf)
             rows = logits.softmax(-1)
             yield block, rows if policy is None else policy(block, rows.log()).exp()
@@ -131,6 +201,9 @@ class Reasoner(nn.Module, ABC):
 
     def to_scipy(self, policy: Policy | None = None) -> sp.csr_array:
         """The cut kernel, changed by `policy`, as (N, N) CSR: no table of all pairs is made."""
+        if policy is None and self.lists is not None:
+            self._require_window_1("to_scipy()")
+            return self.table().to_scipy()
         return sp.vstack(
             [sp.csr_array(rows.cpu().numpy()) for _, rows in self.kernel_rows(policy=policy)], format="csr"
         )
@@ -191,7 +264,16 @@ class Reasoner(nn.Module, ABC):
     @torch.no_grad()
     def table(self, policy: Policy | None = None) -> StepTable:
         """The reasoner's cut kernel, changed by `policy`, as a table to walk on; window 1 only."""
-        return StepTable.from_scipy(self.to_scipy(policy), self.device)
+        if policy is not None or self.lists is None:
+            return StepTable.from_scipy(self.to_scipy(policy), self.device)
+        self._require_window_1("table()")
+        return StepTable.from_lists(self.lists, self._listed_rows())
+
+    def _listed_rows(self) -> Tensor:
+        """(N, S) float64 p̂ of the listed steps of every state; window 1 only."""
+        states = torch.arange(self.n_states, device=self.device)[:, None]
+        blocks = states.split(rows_at_once(self.list_length, self.device))
+        return torch.cat([self.listed_logits(block)[:, 0].double().softmax(-1) for block in blocks])
 
     def generate(self, start: Tensor, n_steps: int, generator: torch.Generator, policy: Policy | None = None) -> Tensor:
         """(W, n_steps + 1) int64 chains of thought from the (W,) `start` states, starts included."""

@@ -37,13 +37,16 @@ class ContextWalker:
         """(W,) int64."""
         return self._context[:, -1]
 
-    def _logits(self) -> Tensor:
-        """(W, N) logits after the whole context; reads only what the cache has not."""
-        if not isinstance(self._reasoner, TransformerReasoner):
-            return self._reasoner(self._context)[:, -1]
+    def _logits(self, listed: Tensor | None) -> Tensor:
+        """(W, S) logits of `listed` (W, S), or of all states, after the whole context; reads only what the cache has not."""
+        model = self._reasoner
+        if not isinstance(model, TransformerReasoner):
+            logits = model(self._context)[:, -1]
+            return logits if listed is None else logits.gather(-1, listed)
         if self._cache is None:
-            self._cache = Cache(self._reasoner, len(self._context))
-        return self._reasoner(self._context[:, self._cache.length :], self._cache)[:, -1]
+            self._cache = Cache(model, len(self._context))
+        x = model.features(self._context[:, self._cache.length :], self._cache)[:, -1:]
+        return (model.head(x) if listed is None else model.head_of(x, listed[:, None]))[:, 0]
 
     @torch.no_grad()
     def advance(self, n_steps: int) -> Tensor:
@@ -56,14 +59,18 @@ class ContextWalker:
 
     def _sample(self) -> Tensor:
         states = self.states
-        log_p = self._logits().double().masked_fill(~self._reasoner.support[states], -torch.inf).log_softmax(-1)
+        listed = self._reasoner.listed(states) if self._policy is None else None  # a policy reads whole rows
+        support = self._reasoner.support[states]
+        if listed is not None:
+            support = support.gather(-1, listed)
+        log_p = self._logits(listed).double().masked_fill(~support, -torch.inf).log_softmax(-1)
         if self._policy is not None:
             log_p = self._policy(states, log_p)
-        cumulative = log_p.exp().cumsum(-1)  # (W, N)
+        cumulative = log_p.exp().cumsum(-1)  # (W, S)
         uniform = torch.rand(len(states), 1, dtype=torch.float64, generator=self._generator, device=states.device)
-        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_max(
-            cumulative.shape[1] - 1
-        )
+        place = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        place = place.clamp_max(cumulative.shape[1] - 1)
+        return (place if listed is None else listed.gather(-1, place))[:, 0]
 
     def _append(self, states: Tensor) -> None:
         if self._context.shape[1] == self._reasoner.window:

@@ -32,6 +32,10 @@ class LinearReasoner(Reasoner, kind="linear"):
         """Logits (B, T, N): the row of each state, whatever came before it."""
         return self.logits[states]
 
+    def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
+        """As `Reasoner.logits_of`: entries of the table."""
+        return self.logits[states[..., None], after]
+
     def settings(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"n_states": self.n_states}

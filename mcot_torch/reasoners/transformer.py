@@ -129,6 +129,18 @@ class TransformerReasoner(Reasoner, kind="transformer"):
 
     def forward(self, states: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, N); with a cache, `states` are the ones not read yet and the cache grows by them."""
+        return self.head(self.features(states, cache))
+
+    def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
+        """As `Reasoner.logits_of`: only these rows of the output matrix are read."""
+        return self.head_of(self.features(states), after)
+
+    def head_of(self, x: Tensor, after: Tensor) -> Tensor:
+        """(B, T, D) logits of the next states `after` (B, T, D) from features (B, T, width)."""
+        return (F.embedding(after, self.head.weight) @ x[..., None])[..., 0]
+
+    def features(self, states: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T, width), what the output matrix is applied to."""
         first = 0 if cache is None else cache.length
         t = states.shape[1]
         if first + t > self.window:
@@ -141,7 +153,7 @@ class TransformerReasoner(Reasoner, kind="transformer"):
             x = block(x, rotation, cache, layer)
         if cache is not None:
             cache.length += t
-        return self.head(_norm(x))  # (B, T, N)
+        return _norm(x)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As usual; a tied head is stored once, under the embedding's name."""

@@ -55,7 +55,7 @@ CASES = [
 def test_a_stage_in_blocks(kind, stage, options, monkeypatch):
     whole, history = trained(kind, stage, **options)
     forward, sizes = type(whole).forward, []
-    monkeypatch.setattr(base, "_CELLS", 5 * 32 * whole.window)
+    monkeypatch.setattr(base, "_CPU_CELLS", 5 * 32 * whole.window)
     monkeypatch.setattr(type(whole), "forward", lambda self, x, *a: (sizes.append(len(x)), forward(self, x, *a))[1])
     model, again = trained(kind, stage, **options)
     if kind != "window 4" and "gamma" not in options:  # walks with history, and values, take all contexts at once
@@ -75,7 +75,7 @@ def test_a_kernel_in_blocks(policy, monkeypatch):
         model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
     model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
     whole, probed = model.kernel(policy=policy), make_probe(GRAPH)(model)
-    monkeypatch.setattr(base, "_CELLS", 5 * 32)
+    monkeypatch.setattr(base, "_CPU_CELLS", 5 * 32)
     blocks = list(model.kernel_rows(policy=policy))
     assert [len(states) for states, _ in blocks] == [5, 5, 5, 5, 5, 5, 2]
     np.testing.assert_allclose(model.kernel(policy=policy), whole, rtol=1e-12)

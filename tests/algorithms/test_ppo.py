@@ -217,7 +217,7 @@ def fitted_transformer(graph, window=1):
     """A transformer trained on the exact kernel and cut to its support."""
     model = TransformerReasoner(graph.n_states, window, 32, 1, 2)
     model.reset_parameters(torch.Generator().manual_seed(0))
-    states, counts = count_batch(torch.from_numpy(graph.kernel()))
+    states, _, counts = count_batch(torch.from_numpy(graph.kernel()))
     model.support.copy_(torch.from_numpy(graph.kernel() > 0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
     for step in range(400):

@@ -45,19 +45,6 @@ def test_cut_steps_are_left_out_of_the_loss_and_its_gradient():
     np.testing.assert_allclose(logits.grad, [[[0.25, -0.25, 0]]], atol=1e-15)
 
 
-def test_one_next_state_is_a_count_of_one():
-    logits = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    forbidden = torch.zeros(5, dtype=torch.bool)
-    forbidden[2] = True
-    log_p = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
-    after = torch.tensor([0, 1, 2, 3]).repeat(3).view(4, 3)  # every fourth one was cut
-    by_name = negative_log_likelihood(log_p, after)
-    by_count = negative_log_likelihood(log_p, torch.nn.functional.one_hot(after, 5).double())
-    assert float(by_name) == pytest.approx(float(by_count), rel=1e-14)
-    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (by_name, by_count)]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
-
-
 def test_counts_give_the_gradient_of_every_sampled_step(small_graph):
     """THEORY, "Counts are sufficient": with window 1 one pass over the states equals one over the transitions."""
     paths = walk_paths(StepTable.from_graph(small_graph), torch.arange(32), 200, torch.Generator().manual_seed(1))
@@ -68,9 +55,10 @@ def test_counts_give_the_gradient_of_every_sampled_step(small_graph):
     counts.index_put_(
         (paths[:, :-1].ravel(), paths[:, 1:].ravel()), torch.ones(6400, dtype=torch.float64), accumulate=True
     )
-    states, seen = count_batch(counts, torch.float64)
+    states, _, seen = count_batch(counts, dtype=torch.float64)
     by_counts = negative_log_likelihood(model.log_probs(states), seen)
-    by_steps = negative_log_likelihood(model.log_probs(paths[:, :-1].reshape(-1, 1)), paths[:, 1:].reshape(-1, 1))
+    each = model.log_probs_of(paths[:, :-1].reshape(-1, 1), paths[:, 1:].reshape(-1, 1, 1))
+    by_steps = negative_log_likelihood(each, torch.ones_like(each))
     assert float(by_counts) == pytest.approx(float(by_steps), rel=1e-13)
     for a, b in zip(*(torch.autograd.grad(x, list(model.parameters())) for x in (by_counts, by_steps)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14)
@@ -104,7 +92,9 @@ def test_power_law_before_the_cut_and_exponential_after_it():
     """Theorem 3.1's two regimes, against the optimum of the very sample (counts over their row sums)."""
     graph = clustered_graph(4, 8, 0.05, seed=1)
     config = PretrainConfig(1600, 800, optimizer="gd", log_every=200, transitions=10**8)
-    counts = CountData(StepTable.from_graph(graph), 10**8, config.path_length, 1, 4, torch.float64).counts
+    table = StepTable.from_graph(graph)
+    _, _, counts = CountData(table, 10**8, config.path_length, 1, 4, torch.float64)[0]
+    counts = table.to_edges(counts[:, 0])
     optimum = counts / counts.sum(1, keepdim=True)
     model = LinearReasoner(32)
     errors = []

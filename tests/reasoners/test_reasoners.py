@@ -165,7 +165,7 @@ def test_gradient_of_counts_is_that_of_the_list_of_pairs(kind):
     for x, y in pairs:
         counts[x, y] += 1
         loss = loss - model.log_probs(torch.tensor([[x]]))[0, 0, y] / len(pairs)
-    states, batch = count_batch(counts, torch.float64)
+    states, _, batch = count_batch(counts, dtype=torch.float64)
     by_counts = negative_log_likelihood(model.log_probs(states), batch)
     assert by_counts.item() == pytest.approx(loss.item(), rel=1e-12)
     expected, found = gradients(model, loss), gradients(model, by_counts)
@@ -176,9 +176,9 @@ def test_gradient_of_counts_is_that_of_the_list_of_pairs(kind):
 def test_gradient_of_paths_is_that_of_cross_entropy():
     model = make("transformer", window=6).double()
     paths = torch.randint(7, (9, 7), generator=seeded(5))
-    states, counts = path_batch(paths, 7)
+    states, after, counts = path_batch(paths)
     loss = F.cross_entropy(model(paths[:, :-1]).flatten(0, 1), paths[:, 1:].flatten())
-    by_counts = negative_log_likelihood(model.log_probs(states), counts.double())
+    by_counts = negative_log_likelihood(model.log_probs_of(states, after), counts.double())
     assert by_counts.item() == pytest.approx(loss.item(), rel=1e-12)
     np.testing.assert_allclose(gradients(model, by_counts).numpy(), gradients(model, loss).numpy(), atol=1e-10)
 

@@ -154,8 +154,8 @@ class Recording(ContextWalker):
         super().__init__(*args)
         self.log = []
 
-    def _logits(self):
-        logits = super()._logits()
+    def _logits(self, listed):
+        logits = super()._logits(listed)
         self.log.append((self._context.clone(), logits.clone()))
         return logits
 

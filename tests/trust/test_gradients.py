@@ -77,10 +77,10 @@ def test_pretraining(kind, window):
     """L(W) of Algorithm 1 as the stage descends it, with observations of steps that are cut."""
     model = random_model(kind, window)
     if window == 1:
-        batch = count_batch(torch.randint(0, 50, (N, N), generator=draw()).double(), torch.float64)
+        batch = count_batch(torch.randint(0, 50, (N, N), generator=draw()).double(), dtype=torch.float64)
     else:
         paths = torch.randint(N, (5, window + 1), generator=draw())
-        batch = tuple(x.double() if x.is_floating_point() else x for x in path_batch(paths, N))
+        batch = tuple(x.double() if x.is_floating_point() else x for x in path_batch(paths))
     stage = PretrainStage(model, None, PretrainConfig(), 0.01, Context())
     stage.total = 5
     stage.finish_step = lambda *_: None
@@ -95,8 +95,8 @@ def test_pretraining(kind, window):
 
 def test_a_tied_transformer():
     model = random_model("transformer", 3, tied=True)
-    states, counts = path_batch(torch.randint(N, (5, 4), generator=draw()), N)
-    compare(model, lambda: negative_log_likelihood(model.log_probs(states), counts.double()))
+    states, after, counts = path_batch(torch.randint(N, (5, 4), generator=draw()))
+    compare(model, lambda: negative_log_likelihood(model.log_probs_of(states, after), counts.double()))
 
 
 OPTIONS = [
@@ -159,7 +159,7 @@ def test_the_values_are_the_minimum_of_the_value_loss():
 def test_distillation(student):
     """The student's loss as its stage descends it, with β of zero as in training and with another."""
     counts = torch.randint(1, 90, (N, N), generator=draw(6)).double()
-    data = PairCounts(counts, torch.tensor([0, 0, 1, 1, 2, 2]), 5)
+    data = PairCounts(torch.arange(N).expand(N, N), counts, torch.tensor([0, 0, 1, 1, 2, 2]), 5)
     config = DistillConfig(student=student)
     labels = type("Found", (), {"labels": torch.tensor([0, 0, 1, 1, 2, 2]), "representatives": torch.tensor([0, 2, 4])})
     model = _fresh_student(LinearReasoner(N), data, labels, config, 0).double()
