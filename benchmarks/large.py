@@ -19,6 +19,7 @@ from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
 from mcot_torch.evaluation import measure, reasoner_subject
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
+from mcot_torch.machine import settle
 from mcot_torch.measures import make_probe
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.scales import Scales
@@ -102,7 +103,7 @@ PIECES: dict[str, Callable[[MetastableGraph, Scales], Times]] = {
 
 def alone(piece: str, n_clusters: int, cluster_size: int, threads: int) -> None:
     """Run a piece and print its seconds and the peak memory of this process."""
-    torch.set_num_threads(threads)
+    settle(threads)
     graph = build_graph(GraphConfig(n_clusters=n_clusters, cluster_size=cluster_size, epsilon=0.002))
     times = PIECES[piece](graph, Scales.of(graph, 0.5 / cluster_size))
     print(json.dumps({"times": times, "peak_gib": peak_gib()}))

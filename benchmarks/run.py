@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from mcot_torch.errors import InputError
+    from mcot_torch.machine import settle
 
-    torch.set_num_threads(options.threads)
+    settle(options.threads)
     try:
         if options.what == "docs":
             from benchmarks.documentation import write

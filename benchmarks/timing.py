@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from mcot_torch.errors import InputError
+from mcot_torch.machine import settle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,9 +131,7 @@ def race(works: list[Work], settings: Settings, warm_up: bool = True) -> list[di
 
     As in `timeit`, no garbage is collected meanwhile: what one peer leaves behind is not charged to the next.
     """
-    torch.set_num_threads(
-        settings.threads
-    )  # importing QuantEcon starts numba's threads, and torch's pool grows with them
+    settle(settings.threads)  # importing QuantEcon starts numba's threads, and torch's pool grows with them
     gc.collect()
     gc.disable()
     try:

@@ -32,6 +32,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
 from mcot_torch.logic import LogicalActions
 from mcot_torch.logic.task import build_actions
+from mcot_torch.machine import settle
 from mcot_torch.measures import make_probe
 from mcot_torch.memory import check_memory
 from mcot_torch.progress import console, say
@@ -122,7 +123,7 @@ def run(config: Config, command: list[str]) -> Path:
     Raises:
         InputError: before any work, if anything in the configuration cannot be.
     """
-    torch.set_num_threads(config.trainer.threads)
+    settle(config.trainer.threads)
     if config.trainer.deterministic:  # before CUDA is used; Lightning would do it for the steps of a stage alone
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -141,7 +141,7 @@ class PPOStage(Stage):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.reasoner.parameters(), lr=self.config.learning_rate)
+        return torch.optim.Adam(self.reasoner.parameters(), lr=self.config.learning_rate, fused=True)
 
     def extra_state(self) -> dict[str, Tensor]:
         """The reference, the values, the walkers, and the steps sampled so far."""

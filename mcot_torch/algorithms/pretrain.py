@@ -81,7 +81,7 @@ class PretrainStage(Stage):
         """Adam, or plain gradient descent."""
         if self.config.optimizer == "gd":
             return torch.optim.SGD(self.reasoner.parameters(), lr=self.rate)
-        return torch.optim.Adam(self.reasoner.parameters(), lr=self.rate, betas=(0.9, self.config.beta2))
+        return torch.optim.Adam(self.reasoner.parameters(), lr=self.rate, betas=(0.9, self.config.beta2), fused=True)
 
     def training_step(self, batch: Batch) -> None:
         """One gradient step; the cut comes right before step T1."""

@@ -29,13 +29,13 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib import rc_context
 from PIL import Image
 
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import load
 from mcot_torch.experiments.base import Experiment, Point, Row, Summary
+from mcot_torch.machine import settle
 from mcot_torch.progress import progress_bar
 from mcot_torch.version import __version__
 
@@ -49,7 +49,7 @@ _FIGURE_DPI = 110  # 880 pixels wide: legible in a page, small in a repository
 def worker_pool(jobs: int) -> Iterator[Executor | None]:
     """`jobs` fresh processes of one thread each; None for one job, which stays in this process."""
     if jobs <= 1:
-        torch.set_num_threads(1)
+        settle(1)
         yield None
         return
     before = {name: os.environ.get(name) for name in THREADS}
@@ -72,7 +72,7 @@ def worker_pool(jobs: int) -> Iterator[Executor | None]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    torch.set_num_threads(1)
+    settle(1)
 
 
 def run(

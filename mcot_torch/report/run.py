@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mcot_torch.chains import survival
 from mcot_torch.config import STAGES, Config
@@ -19,6 +18,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.evaluation import Row, Subject, measure, measure_lift, subjects
 from mcot_torch.graphs import MetastableGraph
 from mcot_torch.logic.values import Values
+from mcot_torch.machine import settle
 from mcot_torch.pipeline import Models, Problem, load_run
 from mcot_torch.progress import console, progress_bar
 from mcot_torch.report.material import Material
@@ -54,7 +54,7 @@ def evaluate_run(
     """
     folder = log_to or RunFolder(Path(path))
     config, problem, models = load_run(folder, device)
-    torch.set_num_threads(config.trainer.threads)
+    settle(config.trainer.threads)
     if models.pretrained is None:
         raise InputError(
             f"{folder.path} holds no finished stage; the train.py command of its manifest.json continues it"

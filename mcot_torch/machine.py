@@ -1,0 +1,34 @@
+"""How this process uses the machine: CPU threads and memory, settled in one place before any work."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+__all__ = ["keep_memory", "settle"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGEST_KEPT = 2**25  # bytes; glibc takes no larger M_MMAP_THRESHOLD
+_MOST_KEPT = 2**30
+
+
+def settle(threads: int) -> None:
+    """Use so many CPU threads of torch, and keep freed memory for the next tensor."""
+    torch.set_num_threads(threads)
+    keep_memory()
+
+
+def keep_memory() -> bool:
+    """Let the C library keep freed blocks of up to 32 MiB, 1 GiB in all, instead of giving each back to the system.
+
+    A step of training frees and allocates the same tensors as the last one. By default every one above some hundred KiB
+    comes fresh from the system, and touching its pages for the first time costs more than computing what is written there.
+
+    Returns:
+        Whether the C library is one that can be told so (glibc).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        (mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT), mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
+    )
