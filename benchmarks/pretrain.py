@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt, trainer
 from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
-from mcot_torch.algorithms.pretrain import negative_log_likelihood
+from mcot_torch.algorithms.pretrain import block_loss
 from mcot_torch.data import count_batch, path_batch, uniform_starts
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.walks import StepTable, walk_counts, walk_paths
@@ -58,7 +58,7 @@ def likelihood(
     model: TransformerReasoner, states: torch.Tensor, after: torch.Tensor, counts: torch.Tensor
 ) -> torch.Tensor:
     """The loss of Algorithm 1 on a batch."""
-    return negative_log_likelihood(model.log_probs_of(states, after), counts)
+    return block_loss(model, states, model.listed(states), model.allowed(states), after, counts, counts.sum())
 
 
 def _nanogpt_step(module, n, paths, device):

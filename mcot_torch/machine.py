@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-__all__ = ["keep_memory", "settle"]
+__all__ = ["compiled", "keep_memory", "settle"]
+
+F = TypeVar("F", bound=Callable[..., object])
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_KEPT = 2**25  # bytes; glibc takes no larger M_MMAP_THRESHOLD
@@ -32,3 +37,14 @@ def keep_memory() -> bool:
     return mallopt is not None and all(
         (mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT), mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
     )
+
+
+def compiled(function: F, device: torch.device) -> F:
+    """`function` compiled by torch for tensors of fixed shapes; as it is, with a warning, where a first trial of the compiler fails."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a compiler that is missing or broken makes of it
+        reason = str(error).strip().splitlines()[0][:160]
+        warnings.warn(f"nothing is compiled, and the numbers are those of a run without ({reason})", stacklevel=2)
+        return function
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]

@@ -32,6 +32,8 @@ class PretrainConfig:
     """Null means 0.01 for the transformer, 0.1 for the table, N for "gd"."""
     beta2: float = 0.95
     """Of Adam; near 1 the hard steps learn slowly."""
+    compile: bool = False
+    """Compile the step: half a minute before the first one, then faster; pays in long runs on sequences. Needs a C++ compiler."""
     log_every: int = 50
     """Optimiser steps between two logged lines."""
 

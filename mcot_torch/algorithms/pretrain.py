@@ -16,7 +16,8 @@ from mcot_torch.algorithms.configs import PretrainConfig
 from mcot_torch.data import Batch, CountData, PairData, PathData
 from mcot_torch.distributed import from_first, mean, total
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.machine import compiled
+from mcot_torch.reasoners.base import Reasoner, chosen
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.scales import Scales
 from mcot_torch.training import Context, Metrics, Stage, cosine, fit
@@ -41,6 +42,30 @@ def negative_log_likelihood(
     """
     seen = (counts > 0) & (log_p > -torch.inf)
     return -(torch.where(seen, log_p, 0.0) * counts).sum() / observed(torch.where(seen, counts, 0.0).sum())
+
+
+def block_loss(
+    reasoner: Reasoner,
+    states: Tensor,
+    listed: Tensor | None,
+    allowed: Tensor | None,
+    after: Tensor,
+    counts: Tensor,
+    kept: Tensor,
+) -> Tensor:
+    """`negative_log_likelihood` of some contexts, a function of tensors alone, as a compiler wants it.
+
+    Args:
+        reasoner: predicts.
+        states: (B, T) int64, contexts.
+        listed: (B, T, S), allowed (B, T, S): what `reasoner.listed` and `.allowed` give for them.
+        allowed: see above.
+        after: (B, T, D) int64, next states.
+        counts: (B, T, D), how often each was observed.
+        kept: observations, of steps that are not cut, in all contexts: the divisor.
+    """
+    log_p = reasoner.logits_among(states, listed, allowed).log_softmax(-1)
+    return negative_log_likelihood(chosen(log_p, listed, after).to(counts.dtype), counts, lambda here: kept)
 
 
 def default_threshold(scales: Scales) -> float:
@@ -75,6 +100,7 @@ class PretrainStage(Stage):
         self.data = data
         self.config = config
         self.threshold = threshold
+        self.loss = compiled(block_loss, reasoner.device) if config.compile else block_loss
         self.rate = config.learning_rate or default_learning_rate(reasoner, config.optimizer)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -96,11 +122,10 @@ class PretrainStage(Stage):
 
     def losses(self, states: Tensor, after: Tensor, counts: Tensor) -> Iterator[Tensor]:
         """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
-        kept = torch.where(self.reasoner.support[states[..., None], after], counts, 0.0).sum()
+        kept = mean(torch.where(self.reasoner.support[states[..., None], after], counts, 0.0).sum())
         blocks = (self.in_blocks(x, states.shape[1] * self.reasoner.list_length) for x in (states, after, counts))
         for x, y, n in zip(*blocks, strict=True):
-            log_p = self.reasoner.log_probs_of(x, y).to(n.dtype)
-            yield negative_log_likelihood(log_p, n, lambda here: mean(kept))
+            yield self.loss(self.reasoner, x, self.reasoner.listed(x), self.reasoner.allowed(x), y, n, kept)
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.

@@ -26,7 +26,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
-__all__ = ["Policy", "Reasoner", "load_reasoner", "rows_at_once"]
+__all__ = ["Policy", "Reasoner", "chosen", "load_reasoner", "rows_at_once"]
 
 Policy = Callable[[Tensor, Tensor], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
@@ -49,6 +49,14 @@ _listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its 
 def rows_at_once(cells: int, device: torch.device) -> int:
     """How many rows of so many predictions each are worked on at once: all of them, below some thousand states."""
     return max(1, (_CPU_CELLS if device.type == "cpu" else _GPU_CELLS) // cells)
+
+
+def chosen(log_p: Tensor, listed: Tensor | None, after: Tensor) -> Tensor:
+    """Of log-probabilities (..., S) of `listed` next states, or of all, those of `after` (..., D); −∞ for one not listed."""
+    if listed is None:
+        return log_p.gather(-1, after)
+    same = after[..., :, None] == listed[..., None, :]  # (..., D, S)
+    return torch.where(same.any(-1), log_p.gather(-1, same.to(torch.uint8).argmax(-1)), -torch.inf)
 
 
 class Reasoner(nn.Module, ABC):
@@ -105,16 +113,14 @@ class Reasoner(nn.Module, ABC):
 
     def log_probs(self, states: Tensor, cut: bool = True) -> Tensor:
         """(B, T, N) log p̂(next | prefix); with `cut`, unsupported steps have logit −∞."""
-        logits = self(states)
-        if cut and not self._listing()[0]:
-            logits = logits.masked_fill(~self.support[states], -torch.inf)
-        return logits.log_softmax(-1)
+        allowed = self.support[states] if cut and not self._listing()[0] else None
+        return self.logits_among(states, None, allowed).log_softmax(-1)
 
     # ---- predictions of the supported steps: of a large graph they are few, and so is what they cost ---------------
 
     @property
     def lists(self) -> Tensor | None:
-        """(N, S) int64, for each state S different next states, its supported ones first; None where S would be no small part of N.
+        """(N, S) int64, for each state S different next states, its supported ones first; None where S is no small part of N.
 
         S is the largest number of supported steps of a state, so that shorter lists end in steps that are not.
         """
@@ -139,6 +145,10 @@ class Reasoner(nn.Module, ABC):
         """(..., S) the lists of (...,) states, or None."""
         return None if self.lists is None else self.lists[states]
 
+    def allowed(self, states: Tensor) -> Tensor | None:
+        """(..., S) bool, which of the listed steps of (...,) states are supported; None where all are."""
+        return None if self._listing()[0] else self.pick(self.support, states)
+
     def pick(self, table: Tensor, states: Tensor) -> Tensor:
         """(..., S) the entries of an (N, N) table at the lists of (...,) states; its rows where there are no lists."""
         listed = self.listed(states)
@@ -153,26 +163,20 @@ class Reasoner(nn.Module, ABC):
         """Raw logits (B, T, D) of some next states (B, T, D); a model that need not compute all of them for it says so here."""
         return self(states).gather(-1, after)
 
-    def listed_logits(self, states: Tensor) -> Tensor:
-        """(B, T, S) logits of the listed next states, −∞ where they are not supported."""
-        listed = self.listed(states)
+    def logits_among(self, states: Tensor, listed: Tensor | None, allowed: Tensor | None) -> Tensor:
+        """(B, T, S) logits of `listed` next states, of all N with None; −∞ where they are not `allowed`."""
         logits = self(states) if listed is None else self.logits_of(states, listed)
-        return logits if self._listing()[0] else logits.masked_fill(~self.pick(self.support, states), -torch.inf)
+        return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
 
     def listed_log_probs(self, states: Tensor) -> Tensor:
-        """(B, T, S) log p̂ of the listed next states: as `log_probs`, without the steps that are impossible for every state."""
-        return self.listed_logits(states).log_softmax(-1)
+        """(B, T, S) log p̂ of the listed next states: `log_probs` without the steps that no list names."""
+        return self.logits_among(states, self.listed(states), self.allowed(states)).log_softmax(-1)
 
     def log_probs_of(self, states: Tensor, after: Tensor | None) -> Tensor:
         """(B, T, D) log p̂ of some next states (B, T, D), cut; of all N with None."""
         if after is None:
             return self.log_probs(states)
-        listed = self.listed(states)
-        if listed is None:
-            return self.log_probs(states).gather(-1, after)
-        same = after[..., :, None] == listed[..., None, :]  # (B, T, D, S)
-        found = self.listed_log_probs(states).gather(-1, same.to(torch.uint8).argmax(-1))
-        return torch.where(same.any(-1), found, -torch.inf)
+        return chosen(self.listed_log_probs(states), self.listed(states), after)
 
     def _require_window_1(self, what: str) -> None:
         if self.window != 1:
@@ -186,10 +190,8 @@ class Reasoner(nn.Module, ABC):
         """The kernel in blocks of rows: (B,) int64 states and their (B, N) float64 predictions, changed by `policy`."""
         self._require_window_1("kernel()")
         for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states, self.device)):
-            logits = self(block[:, None])[:, 0].double()
-            if cut and not self._listing()[0]:
-                logits = logits.masked_fill(~self.support[block], -torch.inf)
-            rows = logits.softmax(-1)
+            allowed = self.support[block, None] if cut and not self._listing()[0] else None
+            rows = self.logits_among(block[:, None], None, allowed)[:, 0].double().softmax(-1)
             yield block, rows if policy is None else policy(block, rows.log()).exp()
 
     def kernel(self, cut: bool = True, policy: Policy | None = None) -> Tensor:
@@ -273,7 +275,8 @@ class Reasoner(nn.Module, ABC):
         """(N, S) float64 p̂ of the listed steps of every state; window 1 only."""
         states = torch.arange(self.n_states, device=self.device)[:, None]
         blocks = states.split(rows_at_once(self.list_length, self.device))
-        return torch.cat([self.listed_logits(block)[:, 0].double().softmax(-1) for block in blocks])
+        logits = [self.logits_among(x, self.listed(x), self.allowed(x))[:, 0] for x in blocks]
+        return torch.cat([x.double().softmax(-1) for x in logits])
 
     def generate(self, start: Tensor, n_steps: int, generator: torch.Generator, policy: Policy | None = None) -> Tensor:
         """(W, n_steps + 1) int64 chains of thought from the (W,) `start` states, starts included."""
