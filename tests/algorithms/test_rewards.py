@@ -17,7 +17,7 @@ from mcot_torch.algorithms.rewards import (
     penalised,
     soft_values,
 )
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, base
 from mcot_torch.scales import Scales
 
 
@@ -125,9 +125,18 @@ def test_truncated_rollout_bootstraps():
     np.testing.assert_allclose(new_values, [0.18, 0.2, 0.0], rtol=1e-12)
 
 
+def rows(model, states, x):
+    """(B, T, N) of what a rollout holds of the listed steps."""
+    if model.lists is None:
+        return x
+    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.listed(states), x)
+
+
+@pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
 @pytest.mark.parametrize(("kind", "window"), [("linear", 1), ("transformer", 1), ("transformer", 5)])
-def test_rollout_against_a_loop_over_samples(kind, window):
+def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
     """Random model and reference, KL penalty, both signs of advantage on the same step."""
+    monkeypatch.setattr(base, "_SHORT", short)
     n, gamma, lam = 6, 0.8, 0.7
     draw = seeded(3)
     models = []
@@ -136,8 +145,10 @@ def test_rollout_against_a_loop_over_samples(kind, window):
         with torch.no_grad():
             for p in model.parameters():
                 p.normal_(std=0.7, generator=draw)
+        model.support.fill_diagonal_(False)
         model.support[0, 1] = model.support[2, 3] = False
         models.append(model)
+    assert (models[0].lists is None) == (short > 1)
     policy, reference = models
     reward = torch.randn(n, n, dtype=torch.float64, generator=draw)
     terminal = torch.tensor([False] * (n - 1) + [True])
@@ -182,6 +193,7 @@ def test_rollout_against_a_loop_over_samples(kind, window):
     assert rollout.n_samples == sum(counts.values())
     assert rollout.mean_reward == pytest.approx(total / rollout.n_samples, rel=1e-10)
     for found, expected in ((rollout.counts, counts), (rollout.gain, gain), (rollout.loss, loss)):
+        found = rows(policy, rollout.states, found)
         dense = torch.zeros_like(found)
         for key, value in expected.items():
             dense[(key[0], 0, key[1]) if window == 1 else key] = value
@@ -193,17 +205,22 @@ def test_rollout_against_a_loop_over_samples(kind, window):
         assert new_values[x].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_one_step_rollout_against_a_loop():
+@pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
+def test_one_step_rollout_against_a_loop(short, monkeypatch):
+    monkeypatch.setattr(base, "_SHORT", short)
     n = 5
     draw = seeded(5)
     policy, reference = (table_of(torch.rand(n, n, generator=draw) + 0.1) for _ in range(2))
-    policy.support[1, 2] = reference.support[1, 2] = False
+    for model in (policy, reference):
+        model.support.fill_diagonal_(False)
+        model.support[1, 2] = False
     reward = torch.rand(n, n, dtype=torch.float64, generator=draw)
     weight = tensor([0.1, 0.2, 0.3, 0.4, 0.5])
     config = PPOConfig(transitions=3000, path_length=10)
     with torch.no_grad():
         rollout = one_step_rollout(policy, reference, reward, lambda s, _: weight[s], config, draw)
-    p, q, counts = policy.kernel(), reference.kernel(), rollout.counts[:, 0]
+    p, q = policy.kernel(), reference.kernel()
+    counts, gain, loss = (rows(policy, rollout.states, x)[:, 0] for x in (rollout.counts, rollout.gain, rollout.loss))
     assert rollout.n_samples == int(counts.sum()) == 3000
     values, means, weights = [], [], []
     for x in range(n):
@@ -213,8 +230,8 @@ def test_one_step_rollout_against_a_loop():
         mean = sum(float(p[x, y]) * value[y] for y in range(n))
         for y in range(n):
             advantage = float(counts[x, y]) * (value[y] - mean)
-            assert float(rollout.gain[x, 0, y]) == pytest.approx(max(advantage, 0), rel=1e-9, abs=1e-12)
-            assert float(rollout.loss[x, 0, y]) == pytest.approx(max(-advantage, 0), rel=1e-9, abs=1e-12)
+            assert float(gain[x, y]) == pytest.approx(max(advantage, 0), rel=1e-9, abs=1e-12)
+            assert float(loss[x, y]) == pytest.approx(max(-advantage, 0), rel=1e-9, abs=1e-12)
         values += value
         means += [mean] * n
         weights += counts[x].tolist()

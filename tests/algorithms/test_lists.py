@@ -1,0 +1,250 @@
+"""Lists of the supported steps: every stage does with them what it does with whole rows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mcot_torch.algorithms.ppo import PPOConfig, PPOStage
+from mcot_torch.algorithms.pretrain import PretrainConfig, block_loss, pretrain
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.data import path_batch
+from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner, base
+from mcot_torch.scales import Scales
+from mcot_torch.trainer_config import TrainerConfig
+from mcot_torch.training import Context
+
+N = 12
+MODELS = [("linear", 1), ("transformer", 1), ("transformer", 4), ("of a user", 1)]
+CONTEXT = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
+
+
+class Plain(Reasoner):
+    """What a user writes: `forward` and nothing else."""
+
+    def __init__(self, n_states: int) -> None:
+        super().__init__(n_states)
+        self.inner = torch.nn.Embedding(n_states, n_states, dtype=torch.float64)
+
+    def forward(self, states):
+        return self.inner(states)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(kind, window):
+    """Random weights; rows of 1 to 5 supported steps."""
+    if kind == "transformer":
+        model = TransformerReasoner(N, window, 8, 2, 2).double()
+    else:
+        model = LinearReasoner(N) if kind == "linear" else Plain(N)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.7, generator=seeded(1))
+    support = torch.zeros(N, N, dtype=torch.bool)
+    for x in range(N):
+        support[x, torch.randperm(N, generator=seeded(x))[: 1 + x % 5]] = True
+    model.support.copy_(support)
+    return model
+
+
+def both(monkeypatch, call):
+    """What `call` gives with whole rows, and with lists."""
+    results = []
+    for short in (math.inf, 1):
+        monkeypatch.setattr(base, "_SHORT", short)
+        results.append(call())
+    return results
+
+
+def spread(model, states, x):
+    """(B, T, N) of what stands at the lists of the states, −inf elsewhere."""
+    return torch.full((*x.shape[:-1], N), -torch.inf, dtype=x.dtype).scatter(-1, model.listed(states), x)
+
+
+def test_what_the_lists_hold(monkeypatch):
+    monkeypatch.setattr(base, "_SHORT", 2)
+    model = model_of("linear", 1)
+    lists = model.lists
+    assert lists.shape == (N, 5)
+    assert model.list_length == 5
+    for x in range(N):
+        row = lists[x].tolist()
+        degree = 1 + x % 5
+        assert len(set(row)) == 5
+        assert set(row[:degree]) == set(model.support[x].nonzero()[:, 0].tolist())
+    model.support[0, :7] = True  # 7 · 2 > 12
+    assert model.lists is None
+    assert model.list_length == N
+    model.cut_(torch.eye(N, dtype=torch.float64), 0.5)
+    assert model.lists.tolist() == [[x] for x in range(N)]
+
+
+def test_no_lists_before_the_cut():
+    model = LinearReasoner(N)
+    assert model.lists is None
+    assert model.allowed(torch.arange(N)) is None
+    model.support[3, 4] = False
+    assert model.allowed(torch.tensor([3])).tolist() == [[y != 4 for y in range(N)]]
+
+
+@pytest.mark.parametrize(("kind", "window"), MODELS)
+def test_predictions(kind, window, monkeypatch):
+    monkeypatch.setattr(base, "_SHORT", 1)
+    model = model_of(kind, window)
+    states = torch.randint(N, (9, window), generator=seeded(2))
+    after = torch.randint(N, (9, window, 3), generator=seeded(3))
+    logits = model(states).masked_fill(~model.support[states], -torch.inf)
+    log_p = logits - logits.logsumexp(-1, keepdim=True)
+    assert model.listed_log_probs(states).shape == (9, window, 5)
+    torch.testing.assert_close(spread(model, states, model.listed_log_probs(states)), log_p, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(model.log_probs_of(states, after), log_p.gather(-1, after), rtol=1e-12, atol=1e-14)
+    assert (model.log_probs_of(states, after) == -torch.inf).any()
+    torch.testing.assert_close(model.log_probs_of(states, None), log_p, rtol=1e-12, atol=1e-14)
+    table = torch.rand(N, N, generator=seeded(4))
+    assert torch.equal(model.pick(table, states), table[states].gather(-1, model.listed(states)))
+    supported = model.lists[states, 0]
+    assert torch.equal(model.listed(states).gather(-1, model.places(states, supported)[..., None])[..., 0], supported)
+
+
+@pytest.mark.parametrize(("kind", "window"), MODELS)
+def test_tables_and_sparse_kernels(kind, window, monkeypatch):
+    if window > 1:
+        for lists in (1, math.inf):
+            monkeypatch.setattr(base, "_SHORT", lists)
+            with pytest.raises(ValueError, match="window"):
+                model_of(kind, window).table()
+            with pytest.raises(ValueError, match="window"):
+                model_of(kind, window).to_scipy()
+        return
+    model = model_of(kind, window)
+    dense = model.kernel()
+    for sparse in both(monkeypatch, lambda: model_of(kind, window).to_scipy()):
+        assert sparse.nnz == int(model.support.sum())
+        np.testing.assert_allclose(sparse.toarray(), dense, rtol=1e-12)
+    for table in both(monkeypatch, lambda: model_of(kind, window).table()):
+        np.testing.assert_allclose(table.to_edges(table.probabilities), dense, rtol=1e-12)
+        assert bool(model.support[torch.arange(N)[:, None], table.successors].all())  # padding repeats a real one
+
+
+@pytest.mark.parametrize(("kind", "window"), MODELS)
+def test_loss_and_gradient_of_pretraining(kind, window, monkeypatch):
+    """Observations of steps that are cut count neither for the loss nor for its divisor."""
+    states, after, counts = path_batch(torch.randint(N, (30, window + 1), generator=seeded(5)))
+
+    def loss_and_gradient():
+        model = model_of(kind, window)
+        kept = model.support[states[..., None], after].sum()
+        loss = block_loss(
+            model, states, model.listed(states), model.allowed(states), after, counts.double(), kept.double()
+        )
+        return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+    (loss, gradient), (again, listed) = both(monkeypatch, loss_and_gradient)
+    assert float(loss) == pytest.approx(float(again), rel=1e-12)
+    for a, b in zip(gradient, listed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["linear", "transformer"])
+def test_pretraining_through_the_cut(kind, monkeypatch):
+    graph = clustered_graph(4, 8, 0.02, seed=3)
+
+    def trained():
+        model = LinearReasoner(32) if kind == "linear" else TransformerReasoner(32, 1, 16, 1, 2).double()
+        if kind == "transformer":
+            model.reset_parameters(seeded(0))
+        config = PretrainConfig(steps=30, steps_after_cut=30, threshold=0.02, transitions=20_000, path_length=20)
+        return model, pretrain(model, graph, config, CONTEXT)
+
+    (whole, history), (model, again) = both(monkeypatch, trained)
+    assert model.lists is not None
+    assert torch.equal(model.support, whole.support)
+    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+    for line, expected in zip(again, history, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.parametrize(("kind", "window"), MODELS)
+def test_a_round_of_ppo(kind, window, gamma, monkeypatch):
+    """What was sampled with lists, spread over whole rows: same advantages' loss, gradient and metrics."""
+    edges = torch.stack([torch.arange(N), model_of(kind, window).support.int().argmax(1)], 1)[3:8]
+    config = PPOConfig(transitions=600, path_length=10, clip=0.05, gamma=gamma, entropy_coefficient=0.1, target_kl=9.0)
+
+    def stage_of():
+        stage = PPOStage(model_of(kind, window), PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT)
+        with torch.no_grad():  # away from the reference
+            for weight in stage.reasoner.parameters():
+                weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(6), dtype=torch.float64))
+        return stage
+
+    monkeypatch.setattr(base, "_SHORT", 1)
+    listed = stage_of()
+    rollout = listed.rollout(seeded(7))
+    assert rollout.counts.shape[-1] == 5
+    names = ("counts", "gain", "loss")
+    rows = {x: spread(listed.reasoner, rollout.states, getattr(rollout, x)).clamp_min(0) for x in names}
+    assert float(rows["gain"].max()) > 0
+    assert float(rows["loss"].max()) > 0
+    whole = type(rollout)(rollout.states, **rows, **{x: getattr(rollout, x) for x in ("n_samples", "mean_reward", "explained_variance")})  # fmt: skip
+
+    def results(stage, rollout):
+        old = stage._log_probs(rollout.states)
+        with torch.no_grad():
+            for weight in stage.reasoner.parameters():
+                weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(8), dtype=torch.float64))
+        kept = []
+        stage.update = lambda losses, *_: kept.append(sum(losses))
+        assert not stage._improve(rollout, old, torch.arange(0, len(old), 2), 0.1)
+        gradient = torch.autograd.grad(kept[0], list(stage.reasoner.parameters()))
+        return float(kept[0]), gradient, stage._measure(rollout, old, 0.5), stage._moved(rollout, old, torch.arange(3))
+
+    with_lists = results(listed, rollout)
+    monkeypatch.setattr(base, "_SHORT", math.inf)
+    dense = stage_of()
+    assert dense.reasoner.lists is None
+    loss, gradient, metrics, moved = results(dense, whole)
+    assert with_lists[0] == pytest.approx(loss, rel=1e-10)
+    for a, b in zip(with_lists[1], gradient, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert with_lists[2] == pytest.approx(metrics, rel=1e-8)
+    assert ("tv_to_optimum_max" in metrics) == (not config.entropy_coefficient)
+    assert with_lists[3] == pytest.approx(moved, rel=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+def test_distance_from_the_optimum(gamma, monkeypatch):
+    """Without an entropy bonus the optimum is known, and so is how far from it the policy stands."""
+    edges = torch.tensor([[4, int(model_of("linear", 1).support[4].int().argmax())]])
+
+    def distance():
+        model, reference = model_of("linear", 1), model_of("linear", 1)
+        with torch.no_grad():
+            model.logits.add_(0.5 * torch.randn(N, N, generator=seeded(9), dtype=torch.float64))
+        config = PPOConfig(transitions=600, path_length=10, gamma=gamma)
+        stage = PPOStage(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference)
+        return stage._distance(stage.rollout(seeded(7)))["tv_to_optimum_max"]
+
+    whole, listed = both(monkeypatch, distance)
+    assert listed == pytest.approx(whole, rel=1e-10)
+    assert whole > 0.05
+
+
+def test_walkers_with_history_follow_the_predictions(monkeypatch):
+    """20,000 walkers from each of two states, one step: frequencies against the model's probabilities, false alarm 1e-7."""
+    monkeypatch.setattr(base, "_SHORT", 1)
+    model = model_of("transformer", 4)
+    for state in (4, 9):  # five supported steps
+        walker = model.walker(torch.full((20_000,), state), seeded(state))
+        counts = torch.bincount(walker.advance(1)[:, 0], minlength=N).numpy()
+        p = model.log_probs(torch.tensor([[state]]))[0, 0].exp().detach().numpy()
+        assert (p > 0).sum() == 5
+        assert counts[p == 0].sum() == 0
+        assert stats.chisquare(counts[p > 0], 20_000 * p[p > 0] / p.sum()).pvalue > 1e-7
