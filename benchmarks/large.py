@@ -65,8 +65,8 @@ def pretraining(graph: MetastableGraph, scales: Scales) -> Times:
 
 def searching(graph: MetastableGraph, scales: Scales) -> Times:
     """K rounds at once, as the default runs them some fifteen times over."""
-    config = SearchConfig(rounds=graph.n_clusters)
-    return {"search: K rounds": seconds(lambda: search(knowing(graph, "cpu"), scales, config, _CONTEXT))}
+    model, config = knowing(graph, "cpu"), SearchConfig(rounds=graph.n_clusters)
+    return {"search: K rounds": seconds(lambda: search(model, scales, config, _CONTEXT))}
 
 
 def tuning(graph: MetastableGraph, scales: Scales) -> Times:

@@ -52,7 +52,7 @@ class StepTable:
     """A kernel as padded successor lists; N states, at most D successors a state.
 
     Attributes:
-        successors: (N, D) int64; padding repeats the first one.
+        successors: (N, D) int64; padding repeats the likeliest one.
         probabilities: (N, D) float64; 0 on padding, rows sum to 1.
     """
 
@@ -79,17 +79,18 @@ class StepTable:
         n, width = len(degree), int(degree.max())
         columns = np.arange(len(indices)) - np.repeat(indptr[:-1], degree)
         rows = np.repeat(np.arange(n), degree)
-        successors = np.repeat(indices[indptr[:-1]][:, None], width, axis=1)
+        successors = np.zeros((n, width), dtype=np.int64)
         probabilities = np.zeros((n, width))
         successors[rows, columns] = indices
         probabilities[rows, columns] = kernel.data
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        return cls(torch.from_numpy(successors).to(device), torch.from_numpy(probabilities).to(device))
+        return cls.from_lists(torch.from_numpy(successors).to(device), torch.from_numpy(probabilities).to(device))
 
     @classmethod
     def from_lists(cls, successors: Tensor, probabilities: Tensor) -> StepTable:
-        """The table of (N, D) lists of different successors, the first possible, and their float64 probabilities, some 0."""
-        return cls(torch.where(probabilities > 0, successors, successors[:, :1]), probabilities)
+        """The table of (N, D) lists of successors and their float64 probabilities; those of probability 0 are padding."""
+        likeliest = successors.gather(1, probabilities.argmax(1, keepdim=True))
+        return cls(torch.where(probabilities > 0, successors, likeliest), probabilities)
 
     def to_scipy(self) -> sp.csr_array:
         """The kernel as (N, N) CSR, columns ascending."""
@@ -330,8 +331,10 @@ def walk_counts(table: StepTable, start: Tensor, n_steps: int, generator: torch.
 def _without_padding(table: StepTable, counts: Tensor) -> Tensor:
     """Counts (N, D) with those of padding, which rounding alone can cause, on the successor that it repeats."""
     padding = table.probabilities == 0
-    counts[:, 0] += torch.where(padding, counts, 0.0).sum(1)
-    return counts.masked_fill_(padding, 0.0)
+    likeliest = table.probabilities.argmax(1, keepdim=True)
+    return counts.scatter_add(1, likeliest, torch.where(padding, counts, 0.0).sum(1, keepdim=True)).masked_fill_(
+        padding, 0.0
+    )
 
 
 def pair_counts(table: StepTable, n_pairs: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.randomness import generator
-from mcot_torch.reasoners.base import Policy
+from mcot_torch.reasoners.base import Policy, entries_at
 from mcot_torch.saving import write_text
 from mcot_torch.scales import Scales
 
@@ -149,8 +149,9 @@ def guidance(prm: PRM, scales: Scales, device: torch.device | str = "cpu") -> Po
     """PRM-guided generation: a policy that raises the known hard steps to ε_max while the reasoner walks."""
     known = prm.mask(device)
 
-    def policy(states: Tensor, log_p: Tensor) -> Tensor:
-        scores = prm.scores(device)[states] if prm.noise else known[states].double()
-        return tilt(log_p, scores, known[states], scales)
+    def policy(states: Tensor, log_p: Tensor, listed: Tensor | None) -> Tensor:
+        hard = entries_at(known, states, listed)
+        scores = entries_at(prm.scores(device), states, listed) if prm.noise else hard.double()
+        return tilt(log_p, scores, hard, scales)
 
     return policy

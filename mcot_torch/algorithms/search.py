@@ -27,7 +27,7 @@ from mcot_torch.algorithms.configs import SearchConfig
 from mcot_torch.distributed import any_of, from_first, is_first
 from mcot_torch.progress import progress_bar
 from mcot_torch.randomness import generator
-from mcot_torch.reasoners.base import Policy, Reasoner
+from mcot_torch.reasoners.base import Policy, Reasoner, entries_at
 from mcot_torch.saving import READ_ERRORS
 from mcot_torch.scales import Scales
 from mcot_torch.training import Context, interruptible, load_state, save_state, unreadable
@@ -219,7 +219,7 @@ def avoid(edges: Tensor, reasoner: Reasoner) -> Policy:
     known = torch.zeros(reasoner.n_states, reasoner.n_states, dtype=torch.bool, device=reasoner.device)
     known[edges[:, 0], edges[:, 1]] = True
 
-    def policy(states: Tensor, log_p: Tensor) -> Tensor:
-        return log_p.masked_fill(known[states], -torch.inf).log_softmax(-1)
+    def policy(states: Tensor, log_p: Tensor, listed: Tensor | None) -> Tensor:
+        return log_p.masked_fill(entries_at(known, states, listed), -torch.inf).log_softmax(-1)
 
     return policy

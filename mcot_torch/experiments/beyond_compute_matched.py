@@ -88,7 +88,7 @@ def measure(point: Point) -> Row:
     if method == "guided":
         policy = guidance(prm, scales)
         log_p = reasoner.kernel().log()
-        solve = problem.time(policy(torch.arange(graph.n_states), log_p).exp().numpy())
+        solve = problem.time(policy(torch.arange(graph.n_states), log_p, None).exp().numpy())
     elif method == "ppo":
         work = {"rounds": 30, "learning_rate": 0.06}
         lines = tune(

@@ -26,10 +26,11 @@ from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
-__all__ = ["Policy", "Reasoner", "chosen", "load_reasoner", "rows_at_once"]
+__all__ = ["Policy", "Reasoner", "chosen", "entries_at", "load_reasoner", "rows_at_once"]
 
-Policy = Callable[[Tensor, Tensor], Tensor]
-"""Changes predictions: (states (B,) int64, log-probabilities (B, N) float64) -> log-probabilities (B, N)."""
+Policy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Changes predictions: (states (B,) int64, log-probabilities (B, S) float64 of the next states that the third argument lists,
+(B, S), or of all N where it is None) -> log-probabilities (B, S)."""
 
 # predictions held at once where rows can be taken in blocks: 16 MiB in float32, near what a CPU's cache holds; .13 GiB
 _CPU_CELLS, _GPU_CELLS = 2**22, 2**25
@@ -49,6 +50,11 @@ _listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its 
 def rows_at_once(cells: int, device: torch.device) -> int:
     """How many rows of so many predictions each are worked on at once: all of them, below some thousand states."""
     return max(1, (_CPU_CELLS if device.type == "cpu" else _GPU_CELLS) // cells)
+
+
+def entries_at(table: Tensor, states: Tensor, listed: Tensor | None) -> Tensor:
+    """(..., S) entries of an (N, N) table: those of (...,) states and the next states `listed` for them; whole rows with None."""
+    return table[states] if listed is None else table[states[..., None], listed]
 
 
 def chosen(log_p: Tensor, listed: Tensor | None, after: Tensor) -> Tensor:
@@ -151,8 +157,7 @@ class Reasoner(nn.Module, ABC):
 
     def pick(self, table: Tensor, states: Tensor) -> Tensor:
         """(..., S) the entries of an (N, N) table at the lists of (...,) states; its rows where there are no lists."""
-        listed = self.listed(states)
-        return table[states] if listed is None else table[states[..., None], listed]
+        return entries_at(table, states, self.listed(states))
 
     def places(self, states: Tensor, after: Tensor) -> Tensor:
         """(...,) where the supported step to `after` stands in the list of each of the (...,) states."""
@@ -191,8 +196,8 @@ class Reasoner(nn.Module, ABC):
         self._require_window_1("kernel()")
         for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states, self.device)):
             allowed = self.support[block, None] if cut and not self._listing()[0] else None
-            rows = self.logits_among(block[:, None], None, allowed)[:, 0].double().softmax(-1)
-            yield block, rows if policy is None else policy(block, rows.log()).exp()
+            log_p = self.logits_among(block[:, None], None, allowed)[:, 0].double().log_softmax(-1)
+            yield block, (log_p if policy is None else policy(block, log_p, None)).exp()
 
     def kernel(self, cut: bool = True, policy: Policy | None = None) -> Tensor:
         """(N, N) float64 p̂(y | x), changed by `policy`; `ValueError` unless the window is 1."""
@@ -203,9 +208,8 @@ class Reasoner(nn.Module, ABC):
 
     def to_scipy(self, policy: Policy | None = None) -> sp.csr_array:
         """The cut kernel, changed by `policy`, as (N, N) CSR: no table of all pairs is made."""
-        if policy is None and self.lists is not None:
-            self._require_window_1("to_scipy()")
-            return self.table().to_scipy()
+        if self.lists is not None:
+            return self.table(policy).to_scipy()
         return sp.vstack(
             [sp.csr_array(rows.cpu().numpy()) for _, rows in self.kernel_rows(policy=policy)], format="csr"
         )
@@ -232,7 +236,7 @@ class Reasoner(nn.Module, ABC):
         def predictions() -> Iterator[tuple[Tensor, Tensor]]:
             for block in paths.to(self.device).split(256):
                 log_p = self.log_probs(block, cut).double().flatten(0, 1)
-                yield block.reshape(-1), (policy(block.reshape(-1), log_p) if policy else log_p).exp()
+                yield block.reshape(-1), (policy(block.reshape(-1), log_p, None) if policy else log_p).exp()
 
         for states, p in predictions():
             total.index_add_(0, states, p)
@@ -266,17 +270,15 @@ class Reasoner(nn.Module, ABC):
     @torch.no_grad()
     def table(self, policy: Policy | None = None) -> StepTable:
         """The reasoner's cut kernel, changed by `policy`, as a table to walk on; window 1 only."""
-        if policy is not None or self.lists is None:
-            return StepTable.from_scipy(self.to_scipy(policy), self.device)
         self._require_window_1("table()")
-        return StepTable.from_lists(self.lists, self._listed_rows())
-
-    def _listed_rows(self) -> Tensor:
-        """(N, S) float64 p̂ of the listed steps of every state; window 1 only."""
-        states = torch.arange(self.n_states, device=self.device)[:, None]
-        blocks = states.split(rows_at_once(self.list_length, self.device))
-        logits = [self.logits_among(x, self.listed(x), self.allowed(x))[:, 0] for x in blocks]
-        return torch.cat([x.double().softmax(-1) for x in logits])
+        if self.lists is None:
+            return StepTable.from_scipy(self.to_scipy(policy), self.device)
+        rows = []
+        for x in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.list_length, self.device)):
+            logits = self.logits_among(x[:, None], self.listed(x[:, None]), self.allowed(x[:, None]))
+            log_p = logits[:, 0].double().log_softmax(-1)
+            rows.append((log_p if policy is None else policy(x, log_p, self.lists[x])).exp())
+        return StepTable.from_lists(self.lists, torch.cat(rows))
 
     def generate(self, start: Tensor, n_steps: int, generator: torch.Generator, policy: Policy | None = None) -> Tensor:
         """(W, n_steps + 1) int64 chains of thought from the (W,) `start` states, starts included."""

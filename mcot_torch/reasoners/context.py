@@ -59,13 +59,11 @@ class ContextWalker:
 
     def _sample(self) -> Tensor:
         states = self.states
-        listed = self._reasoner.listed(states) if self._policy is None else None  # a policy reads whole rows
-        support = self._reasoner.support[states]
-        if listed is not None:
-            support = support.gather(-1, listed)
+        listed = self._reasoner.listed(states)
+        support = self._reasoner.pick(self._reasoner.support, states)
         log_p = self._logits(listed).double().masked_fill(~support, -torch.inf).log_softmax(-1)
         if self._policy is not None:
-            log_p = self._policy(states, log_p)
+            log_p = self._policy(states, log_p, listed)
         cumulative = log_p.exp().cumsum(-1)  # (W, S)
         uniform = torch.rand(len(states), 1, dtype=torch.float64, generator=self._generator, device=states.device)
         place = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)

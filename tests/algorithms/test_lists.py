@@ -9,7 +9,8 @@ from scipy import stats
 
 from mcot_torch.algorithms.ppo import PPOConfig, PPOStage
 from mcot_torch.algorithms.pretrain import PretrainConfig, block_loss, pretrain
-from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.prm import PRM, guidance, tilt_strength
+from mcot_torch.algorithms.search import avoid
 from mcot_torch.data import path_batch
 from mcot_torch.graphs.families import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner, base
@@ -130,6 +131,28 @@ def test_tables_and_sparse_kernels(kind, window, monkeypatch):
     for table in both(monkeypatch, lambda: model_of(kind, window).table()):
         np.testing.assert_allclose(table.to_edges(table.probabilities), dense, rtol=1e-12)
         assert bool(model.support[torch.arange(N)[:, None], table.successors].all())  # padding repeats a real one
+
+
+def test_policies_on_lists(monkeypatch):
+    """Guidance and avoidance, which may forbid the first step of a list, and the padding of every table is possible."""
+    kernel = model_of("linear", 1).kernel()
+    edges = torch.stack([torch.arange(N), kernel.argmax(1)], 1)[1:5]  # rows of 2 to 5 steps
+    prm, scales = PRM(N, edges), Scales(3, 4, 0.02, 0.03)
+
+    def tables():
+        model = model_of("linear", 1)
+        return [model.table(p) for p in (guidance(prm, scales), avoid(edges, model))]
+
+    avoided = kernel.clone()
+    avoided[edges[:, 0], edges[:, 1]] = 0.0
+    raised = kernel.clone()
+    mass = raised[edges[:, 0], edges[:, 1]]
+    raised[edges[:, 0], edges[:, 1]] = mass * tilt_strength(mass, scales).exp()
+    for guided, easy in both(monkeypatch, tables):
+        for table, expected in ((guided, raised), (easy, avoided)):
+            rows = expected / expected.sum(1, keepdim=True)
+            np.testing.assert_allclose(table.to_edges(table.probabilities), rows, rtol=1e-12, atol=1e-300)
+            assert bool((rows.gather(1, table.successors) > 0).all())
 
 
 @pytest.mark.parametrize(("kind", "window"), MODELS)

@@ -214,7 +214,8 @@ def test_policy_changes_the_walk_and_sees_log_probabilities(kind, sizes):
     model.support[:, 0] = True
     seen = []
 
-    def policy(states, log_p):
+    def policy(states, log_p, listed):
+        assert listed is None
         seen.append((states.shape, log_p.dtype, float((log_p.exp().sum(-1) - 1).abs().max())))
         assert (log_p[~model.support[states]] == -torch.inf).all()
         return torch.full_like(log_p, -torch.inf).index_fill_(1, torch.tensor([0]), 0.0)
