@@ -68,14 +68,12 @@ def section(row: dict[str, Any], figure: Path) -> list[str]:
         "",
     ]
     told += table(row) if row["entries"] else []
-    if spots := row["data"].get("hot_spots"):
-        told += [
-            "",
-            "Where its seconds go, by cProfile, which slows it down: the functions with the most time, callees included.",
-            "",
-        ]
-        told += ["| function | calls | own | with callees |", "|---|---|---|---|"]
-        told += [f"| `{s['where']}` | {s['calls']:,} | {duration(s['own'])} | {duration(s['total'])} |" for s in spots]
+    if profile := row["data"].get("profile"):
+        told += ["", "Where its seconds go, by cProfile, which slows it down; own time, callees left out:", ""]
+        told += ["| package | own time |", "|---|---|"]
+        told += [f"| {s['where']} | {duration(s['own'])} |" for s in profile["packages"]]
+        told += ["", "| function | calls | own time |", "|---|---|---|"]
+        told += [f"| `{s['where']}` | {s['calls']:,} | {duration(s['own'])} |" for s in profile["functions"]]
     if exponents := row["data"].get("exponents"):
         draw_curves(exponents, figure)
         told += ["| stage | " + " | ".join(f"exponent in {a}" for a in _axes(exponents)) + " |"]

@@ -21,14 +21,29 @@ def call(words: list[str], threads: int) -> float:
     return time.perf_counter() - begin
 
 
-def hot_spots(profile: Path, most: int = 14) -> list[dict[str, Any]]:
-    """The package's functions in which most time passes, with all that they call."""
-    found = []
-    for (file, _, name), (_, calls, own, total, _) in pstats.Stats(str(profile)).stats.items():  # type: ignore[attr-defined]
-        if "mcot_torch" in file and not name.startswith("<"):
-            where = f"{Path(file).relative_to(ROOT)}: {name}" if Path(file).is_relative_to(ROOT) else f"{file}: {name}"
-            found.append({"where": where, "calls": calls, "own": own, "total": total})
-    return sorted(found, key=lambda spot: -spot["total"])[:most]
+def package(file: str, name: str) -> str:
+    """Whose function it is: a library's, ours by folder or file, or Python's."""
+    if file == "~":  # built in, and named by what it belongs to
+        return "torch" if "torch" in name else "numpy" if "numpy" in name else "Python"
+    parts = Path(file).parts
+    if "site-packages" in parts:
+        return parts[parts.index("site-packages") + 1].removesuffix(".py")
+    if Path(file).is_relative_to(ROOT):
+        return "/".join(Path(file).relative_to(ROOT).parts[:2])
+    return "Python"
+
+
+def own_times(profile: Path, most: int = 12) -> dict[str, list[dict[str, Any]]]:
+    """Where the seconds of a profile went, own time only, so that they add up: by package, and the first functions."""
+    packages: dict[str, float] = {}
+    functions = []
+    for (file, _, name), (_, calls, own, _, _) in pstats.Stats(str(profile)).stats.items():  # type: ignore[attr-defined]
+        whose = package(file, name)
+        packages[whose] = packages.get(whose, 0.0) + own
+        functions.append({"where": f"{whose}: {name.strip('{}')}", "calls": calls, "own": own})
+    shares = [{"where": whose, "own": own} for whose, own in packages.items()]
+    first = {"packages": shares, "functions": functions}
+    return {key: sorted(rows, key=lambda row: -row["own"])[:most] for key, rows in first.items()}
 
 
 def default_run(settings: Settings) -> Row:
@@ -46,7 +61,7 @@ def default_run(settings: Settings) -> Row:
         call(
             ["-m", "cProfile", "-o", str(profile), "train.py", *words, "--run_dir", f"{scratch}/run"], settings.threads
         )
-        spots = hot_spots(profile)
+        spots = own_times(profile)
     names = list(parts[0])
     entries = [summary(Work("python train.py", lambda: None, ours=True), seconds)]
     entries += [summary(Work(f"of which {name}", lambda: None, ours=True), [p[name] for p in parts]) for name in names]
@@ -55,7 +70,7 @@ def default_run(settings: Settings) -> Row:
     entries.append(summary(Work("of which the rest", lambda: None, ours=True, note="graph, checks, files"), rest))
     row = Row("pipeline", "pipeline", f"python train.py {' '.join(words)}", "runs", entries)
     row.marks = [Mark("≤ 45 s", entries[0]["median"], 45.0, at_least=False)]
-    row.data = {"hot_spots": spots}
+    row.data = {"profile": spots}
     return row
 
 

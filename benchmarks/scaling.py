@@ -31,9 +31,9 @@ from mcot_torch.walks import StepTable, TableWalker, walk_counts
 
 K, M, LENGTH = 10, 32, 256
 AXES = {
-    "K": [(k, M, LENGTH) for k in (10, 20, 40, 80)],
-    "M": [(K, m, LENGTH) for m in (32, 64, 128, 256)],
-    "path length": [(K, M, length) for length in (64, 128, 256, 512, 1024)],
+    "K": [(k, M, LENGTH) for k in (20, 40, 80, 160, 320)],
+    "M": [(K, m, LENGTH) for m in (32, 64, 128, 256, 512)],
+    "path length": [(K, M, length) for length in (256, 512, 1024, 2048, 4096)],
 }
 TINY = {"K": [(4, 6, 8), (6, 6, 8)], "M": [(4, 6, 8), (4, 8, 8)], "path length": [(4, 6, 8), (4, 6, 16)]}
 _OF_LENGTH = ("walks, 4,096 explicit", "walks, counts of a million", "PPO round")

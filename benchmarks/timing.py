@@ -150,6 +150,7 @@ def _race(works: list[Work], settings: Settings, warm_up: bool) -> list[dict[str
             synchronise(settings.device)
             if turn >= warm_up:
                 times.append(time.perf_counter() - begin)
+            gc.collect()  # a stage and its trainer hold each other, and with them every model that was trained
     return [summary(work, times) for work, times in zip(works, seconds, strict=True)]
 
 

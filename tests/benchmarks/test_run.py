@@ -234,5 +234,10 @@ def test_rows_with_processes_of_their_own(tmp_path):
     row = rows_of(tmp_path)["pipeline"]
     names = [e["name"] for e in row["entries"]]
     assert names[:3] == ["python train.py", "of which pretrain", "of which search"]
-    assert row["data"]["hot_spots"]
-    assert any("pipeline.py: run" in spot["where"] for spot in row["data"]["hot_spots"])
+    profile = row["data"]["profile"]
+    assert any(part["where"] == "torch" for part in profile["packages"])
+    assert any("run_backward" in part["where"] for part in profile["functions"])
+    for parts in profile.values():
+        own = [part["own"] for part in parts]
+        assert own == sorted(own, reverse=True)
+        assert 0 < sum(own) < 300
