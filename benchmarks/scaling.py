@@ -52,7 +52,7 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
     many = torch.full((n,), settings.size(2**20, 2**12) // n, dtype=torch.float64, device=device)
     model = TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device)
     batch = count_batch(walk_counts(table, many, 8, draw), table.successors)
-    step = trainer(model, lambda: likelihood(model, *batch))
+    step = trainer(model, lambda: likelihood(model, batch))
     one = PPOConfig(rounds=1, transitions=settings.size(100_000, 1000), path_length=length)
     few = DistillConfig(transitions=settings.size(10_000_000, 10_000), steps=settings.size(100, 2))
     search_config = SearchConfig(rounds=settings.size(20, 2), max_steps=settings.size(2000, 50))

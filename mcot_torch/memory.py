@@ -11,6 +11,7 @@ import torch
 from mcot_torch.algorithms.search import resolve_search
 from mcot_torch.config import Config
 from mcot_torch.errors import InputError
+from mcot_torch.reasoners.base import lists_pay
 from mcot_torch.scales import Scales
 
 __all__ = ["check_memory", "memory", "tables"]
@@ -19,14 +20,14 @@ _GIB = 2**30
 _BLOCK = 256  # steps that search walks between two looks
 
 
-def check_memory(config: Config, n_states: int, scales: Scales, device: torch.device) -> None:
-    """Refuse what cannot fit.
+def check_memory(config: Config, n_states: int, degree: int, scales: Scales, device: torch.device) -> None:
+    """Refuse what cannot fit; `degree` is the largest number of possible steps of a state.
 
     Raises:
         InputError: one line with the key, its value, what it takes and what there is.
     """
     there = memory(device)
-    for key, value, size in tables(config, n_states, scales):
+    for key, value, size in tables(config, n_states, degree, scales):
         if size > there:
             raise InputError(
                 f"{key} is {value}; with {n_states:,} states that takes at least {size / _GIB:,.1f} GiB of memory, and the "
@@ -34,10 +35,11 @@ def check_memory(config: Config, n_states: int, scales: Scales, device: torch.de
             )
 
 
-def tables(config: Config, n_states: int, scales: Scales) -> Iterator[tuple[str, str, int]]:
+def tables(config: Config, n_states: int, degree: int, scales: Scales) -> Iterator[tuple[str, str, int]]:
     """(key that sets it, its value, bytes) of tables that a stage holds at once: a lower bound, never the whole."""
     reasoner, pretrain, ppo, distill = config.reasoner, config.pretrain, config.ppo, config.distill
     n, window = n_states, reasoner.window
+    listed = degree if lists_pay(degree, n) else n  # steps of a context after the cut
     if reasoner.kind == "transformer":
         parameters = (1 if reasoner.tied else 2) * n * reasoner.width + 12 * reasoner.n_layers * reasoner.width**2
         # in float32: a weight, its gradient, the two moments of Adam
@@ -49,10 +51,11 @@ def tables(config: Config, n_states: int, scales: Scales) -> Iterator[tuple[str,
     yield "evaluation.walks", f"{config.evaluation.walks:,}", 8 * config.evaluation.walks
     recorded = distill.transitions or 0
     if window == 1:
-        # of each pair of states, PPO: two supports, counts, gains, losses and log-probabilities in float32, a float64 reward;
-        # pretraining: a support, counts in float64 and float32
-        pairs = 26 if "ppo" in config.stages else 13
-        yield "graph.family", config.graph.family, pairs * n**2
+        # of each pair of states, PPO: two supports, the known hard steps, a float64 reward; pretraining: a support, and at the cut
+        # a float64 prediction and whether it stays
+        yield "graph.family", config.graph.family, (11 if "ppo" in config.stages else 10) * n**2
+        if "ppo" in config.stages:  # counts, gains, losses and log-probabilities in float32
+            yield "graph.family", config.graph.family, 16 * n * listed
         for key, transitions, length in (
             ("pretrain.transitions", pretrain.transitions, pretrain.path_length),
             ("ppo.transitions", ppo.transitions, ppo.path_length),
@@ -60,14 +63,10 @@ def tables(config: Config, n_states: int, scales: Scales) -> Iterator[tuple[str,
         ):
             yield key, f"{transitions:,} in paths of {length:,}", 8 * transitions // length  # where each path starts
     else:
-        # float32 logits and log-probabilities, int64 and float32 counts
-        yield (
-            "pretrain.batch_size",
-            f"{pretrain.batch_size:,} of {window:,} states",
-            20 * pretrain.batch_size * window * n,
-        )
+        contexts = pretrain.batch_size * window  # float32 logits and log-probabilities of each
+        yield "pretrain.batch_size", f"{pretrain.batch_size:,} of {window:,} states", 8 * contexts * n
         # float64 log-probabilities of the policy and the reference, rewards; counts, gains and losses
-        yield "ppo.transitions", f"{ppo.transitions:,}", 36 * ppo.transitions * n
+        yield "ppo.transitions", f"{ppo.transitions:,}", 36 * ppo.transitions * listed
         yield "distill.transitions", f"{recorded:,}", 8 * recorded
         yield "evaluation.contexts", f"{config.evaluation.contexts:,}", 8 * config.evaluation.contexts * window
 

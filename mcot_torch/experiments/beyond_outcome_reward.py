@@ -36,7 +36,7 @@ class Settings:
     """Passes over each rollout."""
     learning_rate: float = 0.1
     """Of Adam on the table."""
-    seeds: int = 3
+    seeds: int = 12
     """Graphs of each kind."""
 
 

@@ -26,7 +26,7 @@ from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
-__all__ = ["Policy", "Reasoner", "chosen", "entries_at", "load_reasoner", "rows_at_once"]
+__all__ = ["Policy", "Reasoner", "chosen", "entries_at", "lists_pay", "load_reasoner", "rows_at_once"]
 
 Policy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, S) float64 of the next states that the third argument lists,
@@ -50,6 +50,11 @@ _listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its 
 def rows_at_once(cells: int, device: torch.device) -> int:
     """How many rows of so many predictions each are worked on at once: all of them, below some thousand states."""
     return max(1, (_CPU_CELLS if device.type == "cpu" else _GPU_CELLS) // cells)
+
+
+def lists_pay(most: int, n_states: int) -> bool:
+    """Whether supported steps are listed where no state has more than `most`."""
+    return most * _SHORT <= n_states
 
 
 def entries_at(table: Tensor, states: Tensor, listed: Tensor | None) -> Tensor:
@@ -138,7 +143,7 @@ class Reasoner(nn.Module, ABC):
         if version != self.support._version:
             degree = self.support.sum(-1)
             most, uncut = int(degree.max()), bool((degree == self.n_states).all())
-            lists = self.support.to(torch.uint8).topk(most).indices if most * _SHORT <= self.n_states else None
+            lists = self.support.to(torch.uint8).topk(most).indices if lists_pay(most, self.n_states) else None
             _listed[self.support] = self.support._version, uncut, lists
         return uncut, lists
 
