@@ -42,7 +42,7 @@ _OF_LENGTH = ("walks, 4,096 explicit", "walks, counts of a million", "PPO round"
 def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable[[], object]]:
     """One call a stage, of the work that its default asks for on such a graph."""
     device = settings.device
-    graph = build_graph(GraphConfig(n_clusters=k, cluster_size=m, epsilon=0.001, epsilon_max=0.5 / m))
+    graph = build_graph(GraphConfig(n_clusters=k, cluster_size=m, epsilon=0.0005, epsilon_max=0.5 / m))
     n, table, kernel = graph.n_states, StepTable.from_graph(graph, device), sp.csr_array(graph.to_scipy())
     scales, prm, exact = Scales.of(graph, 0.5 / m), PRM.simulated(graph), knowing(graph, device)
     tuned = knowing(graph.with_epsilon(0.5 / m), device)
