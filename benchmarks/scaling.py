@@ -53,6 +53,9 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
     model = TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device)
     batch = count_batch(walk_counts(table, many, 8, draw), table.successors)
     step = trainer(model, lambda: likelihood(model, batch))
+    cut = TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device)
+    cut.support.zero_()[graph.sources, graph.indices] = True
+    step_after = trainer(cut, lambda: likelihood(cut, batch))
     one = PPOConfig(rounds=1, transitions=settings.size(100_000, 1000), path_length=length)
     few = DistillConfig(transitions=settings.size(10_000_000, 10_000), steps=settings.size(100, 2))
     search_config = SearchConfig(rounds=settings.size(20, 2), max_steps=settings.size(2000, 50))
@@ -60,9 +63,10 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
         "walks, 4,096 explicit": lambda: TableWalker(table, start, draw).advance(length),
         "walks, counts of a million": lambda: walk_counts(table, many, length, draw),
         "hitting times": lambda: hitting_times(kernel, graph.members(k // 2), graph.clusters),
-        "pretraining step": step,
+        "pretraining step before the cut": step,
+        "pretraining step after the cut": step_after,
         "search, 20 rounds": lambda: search(exact, scales, search_config, context),
-        "PPO round": lambda: ppo(knowing(graph, device), prm, scales, one, context),
+        "PPO round": lambda: ppo(cut, prm, scales, one, context),
         "distillation": lambda: distill(tuned, prm, scales, few, context),
     }
 
@@ -92,7 +96,7 @@ def curves(settings: Settings) -> Row:
 
 def draw_curves(exponents: list[dict[str, Any]], path: Path) -> None:
     """A panel an axis, a line a stage."""
-    from mcot_torch.experiments.plots import COLOURS, panels
+    from mcot_torch.experiments.plots import COLOURS, GREY, panels
 
     figure, axes = panels(3, width=10.5, height=4.2)
     stages = list(dict.fromkeys(e["stage"] for e in exponents))
@@ -100,7 +104,7 @@ def draw_curves(exponents: list[dict[str, Any]], path: Path) -> None:
         for e in (e for e in exponents if e["axis"] == axis):
             x, y = np.array(e["points"]).T
             i = stages.index(e["stage"])
-            ax.plot(x, y, color=COLOURS[i], marker="os^Dvp*"[i], ms=4, lw=1.3, label=e["stage"])
+            ax.plot(x, y, color=(*COLOURS, GREY)[i], marker="os^Dvp*X"[i], ms=4, lw=1.3, label=e["stage"])
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ticks = sorted({p[0] for e in exponents if e["axis"] == axis for p in e["points"]})

@@ -266,7 +266,7 @@ def number(x: float) -> str:
 def duration(seconds: float) -> str:
     """Three digits of a time."""
     for limit, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= limit:
+        if seconds >= 0.9995 * limit:  # what would read 1e+03 of the next unit
             return f"{seconds / limit:.3g} {unit}"
     return f"{seconds:.3g} s"
 
