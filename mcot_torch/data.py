@@ -61,7 +61,7 @@ class CountData(Dataset[Batch]):
         draw = generator(seed, "pretrain", "counts", *stream(), device=table.device)
         starts = uniform_starts(share(max(1, round(transitions / path_length))), table.n_states, draw)
         self.after = table.successors
-        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, D)
+        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, D), of all ranks
         self.batch = count_batch(self.counts, self.after, dtype)
         self.steps = steps
 

@@ -44,7 +44,7 @@ def compiled(function: F, device: torch.device) -> F:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:  # whatever a compiler that is missing or broken makes of it
-        reason = str(error).strip().splitlines()[0][:160]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         warnings.warn(f"nothing is compiled, and the numbers are those of a run without ({reason})", stacklevel=2)
         return function
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]

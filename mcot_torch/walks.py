@@ -32,15 +32,7 @@ from torch import Tensor
 
 from mcot_torch.graphs.graph import MetastableGraph
 
-__all__ = [
-    "StepTable",
-    "TableWalker",
-    "Walker",
-    "first_hitting_times",
-    "pair_counts",
-    "walk_counts",
-    "walk_paths",
-]
+__all__ = ["StepTable", "TableWalker", "Walker", "first_hitting_times", "pair_counts", "walk_counts", "walk_paths"]
 
 _BLOCK = 256  # steps between two looks for walkers that arrived
 _CPU_DRAWS, _GPU_DRAWS = 2**16, 2**24  # uniforms drawn at once: what fits a core's cache; what fills a GPU
@@ -89,6 +81,9 @@ class StepTable:
     @classmethod
     def from_lists(cls, successors: Tensor, probabilities: Tensor) -> StepTable:
         """The table of (N, D) lists of successors and their float64 probabilities; those of probability 0 are padding."""
+        if not bool(probabilities.isfinite().all()):
+            state = int((~probabilities.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"state {state} has no successor")
         likeliest = successors.gather(1, probabilities.argmax(1, keepdim=True))
         return cls(torch.where(probabilities > 0, successors, likeliest), probabilities)
 

@@ -33,7 +33,7 @@ class PretrainConfig:
     beta2: float = 0.95
     """Of Adam; near 1 the hard steps learn slowly."""
     compile: bool = False
-    """Compile the step: half a minute before the first one, then faster; pays in long runs on sequences. Needs a C++ compiler."""
+    """Compile the step: some ten seconds before the first one, then faster; pays in long runs on sequences. Needs a C++ compiler."""
     log_every: int = 50
     """Optimiser steps between two logged lines."""
 

@@ -72,13 +72,13 @@ def surrogate_of_rollout(log_p: Tensor, old_log_p: Tensor, rollout: Rollout, cli
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    """(...,) entropy in nats of (..., N) log-probabilities; a forbidden step counts 0, not NaN."""
+    """(...,) entropy in nats of (..., S) log-probabilities; a forbidden step counts 0, not NaN."""
     finite = torch.where(log_p > -torch.inf, log_p, 0.0)  # before the product: its gradient would be NaN as well
     return -(log_p.exp() * finite).sum(-1)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(...,) exact KL(p ‖ q) in nats over the N next states."""
+    """(...,) exact KL(p ‖ q) in nats over all S next states that p lists."""
     return (log_p.exp() * torch.where(log_p > -torch.inf, log_p - log_q, 0.0)).sum(-1)
 
 
@@ -234,7 +234,7 @@ class PPOStage(Stage):
 
     def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Contexts, or their numbers, in blocks."""
-        return self.in_blocks(rows, self.reasoner.list_length * self.reasoner.window)
+        return self.in_blocks(rows, self.reasoner.cells * self.reasoner.window)
 
     @torch.no_grad()
     def _log_probs(self, states: Tensor) -> Tensor:
@@ -286,7 +286,8 @@ class PPOStage(Stage):
             taken = (counts > 0) & (before > -torch.inf)
             ratio = torch.where(taken, log_p - before, 0.0).exp()
             clipped = ((ratio - 1).abs() > self.config.clip) & taken
-            moved = (log_p.exp() - self._log_ref(states).exp()).abs().sum(-1) / 2
+            reference = self._log_ref(states).exp()  # what it gives to steps that the policy does not list is lost
+            moved = ((log_p.exp() - reference).abs().sum(-1) + 1 - reference.sum(-1)) / 2
             parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
             sums.append(torch.stack([x.double().sum() for x in parts]))
             farthest.append(moved.max())
@@ -310,6 +311,8 @@ class PPOStage(Stage):
         n = self.reasoner.n_states
         if self.gamma and n > _MOST_SOLVED:
             return {}
+        if self.reasoner.lists is not None and bool((self.reference.support & ~self.reasoner.support).any()):
+            return {}  # the optimum takes steps that the policy cannot
         contexts = (
             torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
         )

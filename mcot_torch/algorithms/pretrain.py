@@ -17,7 +17,7 @@ from mcot_torch.data import Batch, CountData, PairData, PathData
 from mcot_torch.distributed import from_first, mean, total
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.machine import compiled
-from mcot_torch.reasoners.base import Reasoner, chosen
+from mcot_torch.reasoners.base import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.scales import Scales
 from mcot_torch.training import Context, Metrics, Stage, cosine, fit
@@ -49,7 +49,7 @@ def block_loss(
     states: Tensor,
     listed: Tensor | None,
     allowed: Tensor | None,
-    after: Tensor,
+    places: Tensor,
     counts: Tensor,
     kept: Tensor,
 ) -> Tensor:
@@ -58,14 +58,14 @@ def block_loss(
     Args:
         reasoner: predicts.
         states: (B, T) int64, contexts.
-        listed: (B, T, S), allowed (B, T, S): what `reasoner.listed` and `.allowed` give for them.
-        allowed: see above.
-        after: (B, T, D) int64, next states.
-        counts: (B, T, D), how often each was observed.
-        kept: observations, of steps that are not cut, in all contexts: the divisor.
+        listed: (B, T, S), what `reasoner.listed` gives for them.
+        allowed: (B, T, S), what `reasoner.allowed` gives for them.
+        places: (B, T, D) int64, where the observed next states stand in the lists.
+        counts: (B, T, D), how often each was observed, 0 for a step that is cut.
+        kept: Σ counts of all contexts: the divisor.
     """
-    log_p = reasoner.logits_among(states, listed, allowed).log_softmax(-1)
-    return negative_log_likelihood(chosen(log_p, listed, after).to(counts.dtype), counts, lambda here: kept)
+    log_p = reasoner.logits_among(states, listed, allowed).log_softmax(-1).gather(-1, places)
+    return negative_log_likelihood(log_p.to(counts.dtype), counts, lambda here: kept)
 
 
 def default_threshold(scales: Scales) -> float:
@@ -122,10 +122,11 @@ class PretrainStage(Stage):
 
     def losses(self, states: Tensor, after: Tensor, counts: Tensor) -> Iterator[Tensor]:
         """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
-        kept = mean(torch.where(self.reasoner.support[states[..., None], after], counts, 0.0).sum())
-        blocks = (self.in_blocks(x, states.shape[1] * self.reasoner.list_length) for x in (states, after, counts))
-        for x, y, n in zip(*blocks, strict=True):
-            yield self.loss(self.reasoner, x, self.reasoner.listed(x), self.reasoner.allowed(x), y, n, kept)
+        model, here = self.reasoner, states[..., None]
+        counts = torch.where(model.support[here, after], counts, 0.0)
+        parts = (states, model.places(here, after), counts)
+        for x, places, n in zip(*(self.in_blocks(part, states.shape[1] * model.cells) for part in parts), strict=True):
+            yield self.loss(model, x, model.listed(x), model.allowed(x), places, n, mean(counts.sum()))
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.

@@ -136,9 +136,9 @@ def tilt(log_p: Tensor, scores: Tensor, known: Tensor, scales: Scales) -> Tensor
     With p_ref = p^ε and every hard step of the row known, it is p^{ε_max} exactly.
 
     Args:
-        log_p: (..., N) log p_ref.
-        scores: (..., N) rewards r.
-        known: (..., N) bool, the known hard steps.
+        log_p: (..., S) log p_ref.
+        scores: (..., S) rewards r.
+        known: (..., S) bool, the known hard steps.
         scales: gives ε and ε_max.
     """
     mass = torch.where(known, log_p.exp(), 0.0).sum(-1)

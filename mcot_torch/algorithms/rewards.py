@@ -116,7 +116,7 @@ def one_step_rollout(
         counts = F.one_hot(reasoner.places(states, paths[:, 1:]), reasoner.list_length).to(dtype)
     gain, loss, sampled = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
     rows = torch.arange(len(states), device=states.device)
-    for block in rows.split(rows_at_once(states.shape[1] * reasoner.list_length, states.device)):
+    for block in rows.split(rows_at_once(states.shape[1] * reasoner.cells, states.device)):
         log_old = reasoner.listed_log_probs(states[block]).double()
         log_ref = reference.log_probs_of(states[block], reasoner.listed(states[block])).double()
         paid, seen = reasoner.pick(reward, states[block]), counts[block]

@@ -26,11 +26,11 @@ from mcot_torch.errors import InputError
 from mcot_torch.saving import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.walks import StepTable, TableWalker, Walker
 
-__all__ = ["Policy", "Reasoner", "chosen", "entries_at", "lists_pay", "load_reasoner", "rows_at_once"]
+__all__ = ["Policy", "Reasoner", "entries_at", "lists_pay", "load_reasoner", "rows_at_once"]
 
 Policy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, S) float64 of the next states that the third argument lists,
-(B, S), or of all N where it is None) -> log-probabilities (B, S)."""
+(B, S), or of all N where it is None) -> log-probabilities (B, S). What is −∞ stays −∞: such a step is not supported."""
 
 # predictions held at once where rows can be taken in blocks: 16 MiB in float32, near what a CPU's cache holds; .13 GiB
 _CPU_CELLS, _GPU_CELLS = 2**22, 2**25
@@ -44,7 +44,7 @@ _DTYPES = {
 }  # as safetensors calls them
 
 
-_listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its version, is it whole, its lists)
+_listed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # support -> (its version, what `_listing` gives)
 
 
 def rows_at_once(cells: int, device: torch.device) -> int:
@@ -60,14 +60,6 @@ def lists_pay(most: int, n_states: int) -> bool:
 def entries_at(table: Tensor, states: Tensor, listed: Tensor | None) -> Tensor:
     """(..., S) entries of an (N, N) table: those of (...,) states and the next states `listed` for them; whole rows with None."""
     return table[states] if listed is None else table[states[..., None], listed]
-
-
-def chosen(log_p: Tensor, listed: Tensor | None, after: Tensor) -> Tensor:
-    """Of log-probabilities (..., S) of `listed` next states, or of all, those of `after` (..., D); −∞ for one not listed."""
-    if listed is None:
-        return log_p.gather(-1, after)
-    same = after[..., :, None] == listed[..., None, :]  # (..., D, S)
-    return torch.where(same.any(-1), log_p.gather(-1, same.to(torch.uint8).argmax(-1)), -torch.inf)
 
 
 class Reasoner(nn.Module, ABC):
@@ -87,6 +79,8 @@ class Reasoner(nn.Module, ABC):
 
     def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__ and "logits_of" not in cls.__dict__:
+            cls.logits_of = Reasoner.logits_of  # type: ignore[method-assign]  # an inherited one would ignore the new `forward`
         cls.kind = kind or cls.__name__
         Reasoner.kinds[cls.kind] = cls
 
@@ -131,26 +125,38 @@ class Reasoner(nn.Module, ABC):
 
     @property
     def lists(self) -> Tensor | None:
-        """(N, S) int64, for each state S different next states, its supported ones first; None where S is no small part of N.
+        """(N, S) int64, S next states of each state, ascending, the supported ones among them; None where S is no small part of N.
 
-        S is the largest number of supported steps of a state, so that shorter lists end in steps that are not.
+        S is the largest number of supported steps of a state: the lists of other states hold steps that are not supported.
         """
         return self._listing()[1]
 
-    def _listing(self) -> tuple[bool, Tensor | None]:
-        """Whether every step is supported, and the lists; found anew when the support was written to."""
-        version, uncut, lists = _listed.get(self.support, (-1, True, None))
-        if version != self.support._version:
-            degree = self.support.sum(-1)
+    def _listing(self) -> tuple[bool, Tensor | None, Tensor | None]:
+        """Whether every step is supported; the lists; x N + y of all listed steps (N·S,), ascending.
+
+        Found anew when the support was written to in place (not through `.data`, which torch does not count).
+        """
+        version = None if self.support.is_inference() else self.support._version
+        known, listing = _listed.get(self.support, (None, None))
+        if listing is None or known != version or version is None:
+            degree, lists, keys = self.support.sum(-1), None, None
             most, uncut = int(degree.max()), bool((degree == self.n_states).all())
-            lists = self.support.to(torch.uint8).topk(most).indices if lists_pay(most, self.n_states) else None
-            _listed[self.support] = self.support._version, uncut, lists
-        return uncut, lists
+            if lists_pay(most, self.n_states):
+                lists = self.support.to(torch.uint8).topk(most).indices.sort(-1).values
+                keys = (torch.arange(self.n_states, device=lists.device)[:, None] * self.n_states + lists).ravel()
+            listing = uncut, lists, keys
+            _listed[self.support] = version, listing
+        return listing
 
     @property
     def list_length(self) -> int:
         """S, or N where there are no lists: the last dimension of what `listed_log_probs` gives."""
         return self.n_states if self.lists is None else self.lists.shape[1]
+
+    @property
+    def cells(self) -> int:
+        """Numbers held for each context while its predictions are made: blocks of contexts are sized by it."""
+        return self.list_length
 
     def listed(self, states: Tensor) -> Tensor | None:
         """(..., S) the lists of (...,) states, or None."""
@@ -165,9 +171,12 @@ class Reasoner(nn.Module, ABC):
         return entries_at(table, states, self.listed(states))
 
     def places(self, states: Tensor, after: Tensor) -> Tensor:
-        """(...,) where the supported step to `after` stands in the list of each of the (...,) states."""
-        listed = self.listed(states)
-        return after if listed is None else (listed == after[..., None]).to(torch.uint8).argmax(-1)
+        """(...,) where the supported steps from (...,) states to (...,) `after` stand in the lists; somewhere in them for others."""
+        _, lists, keys = self._listing()
+        if lists is None or keys is None:
+            return after
+        length = lists.shape[1]
+        return (torch.searchsorted(keys, states * self.n_states + after) - states * length).clamp(0, length - 1)
 
     def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
         """Raw logits (B, T, D) of some next states (B, T, D); a model that need not compute all of them for it says so here."""
@@ -186,7 +195,9 @@ class Reasoner(nn.Module, ABC):
         """(B, T, D) log p̂ of some next states (B, T, D), cut; of all N with None."""
         if after is None:
             return self.log_probs(states)
-        return chosen(self.listed_log_probs(states), self.listed(states), after)
+        here = states[..., None]
+        found = self.listed_log_probs(states).gather(-1, self.places(here, after))
+        return torch.where(self.support[here, after], found, -torch.inf)
 
     def _require_window_1(self, what: str) -> None:
         if self.window != 1:
@@ -279,7 +290,7 @@ class Reasoner(nn.Module, ABC):
         if self.lists is None:
             return StepTable.from_scipy(self.to_scipy(policy), self.device)
         rows = []
-        for x in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.list_length, self.device)):
+        for x in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.cells, self.device)):
             logits = self.logits_among(x[:, None], self.listed(x[:, None]), self.allowed(x[:, None]))
             log_p = logits[:, 0].double().log_softmax(-1)
             rows.append((log_p if policy is None else policy(x, log_p, self.lists[x])).exp())

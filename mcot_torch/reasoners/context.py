@@ -7,7 +7,7 @@ the model was trained on, and re-reading half a window costs as much as decoding
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class ContextWalker:
 
     def _logits(self, listed: Tensor | None) -> Tensor:
         """(W, S) logits of `listed` (W, S), or of all states, after the whole context; reads only what the cache has not."""
-        model = self._reasoner
-        if not isinstance(model, TransformerReasoner):
+        model: Any = self._reasoner
+        if type(model).forward is not TransformerReasoner.forward:
             logits = model(self._context)[:, -1]
             return logits if listed is None else logits.gather(-1, listed)
         if self._cache is None:
@@ -60,8 +60,10 @@ class ContextWalker:
     def _sample(self) -> Tensor:
         states = self.states
         listed = self._reasoner.listed(states)
-        support = self._reasoner.pick(self._reasoner.support, states)
-        log_p = self._logits(listed).double().masked_fill(~support, -torch.inf).log_softmax(-1)
+        logits, allowed = self._logits(listed).double(), self._reasoner.allowed(states)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        log_p = logits.log_softmax(-1)
         if self._policy is not None:
             log_p = self._policy(states, log_p, listed)
         cumulative = log_p.exp().cumsum(-1)  # (W, S)

@@ -135,6 +135,11 @@ class TransformerReasoner(Reasoner, kind="transformer"):
         """As `Reasoner.logits_of`: only these rows of the output matrix are read."""
         return self.head_of(self.features(states), after)
 
+    @property
+    def cells(self) -> int:
+        """As `Reasoner.cells`: with lists, the rows of the output matrix that are read."""
+        return super().cells * (1 if self.lists is None else self.width)
+
     def head_of(self, x: Tensor, after: Tensor) -> Tensor:
         """(B, T, D) logits of the next states `after` (B, T, D) from features (B, T, width)."""
         return (F.embedding(after, self.head.weight) @ x[..., None])[..., 0]

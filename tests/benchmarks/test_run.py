@@ -84,7 +84,7 @@ def test_rows_are_well_formed(measured):
 def test_curves(measured):
     exponents = rows_of(measured)["scaling"]["data"]["exponents"]
     assert {e["axis"] for e in exponents} == {"K", "M", "path length"}
-    assert len({e["stage"] for e in exponents}) == 7
+    assert len({e["stage"] for e in exponents}) == 8
     assert all(math.isfinite(e["exponent"]) and len(e["points"]) == 2 for e in exponents)
 
 
