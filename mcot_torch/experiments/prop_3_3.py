@@ -31,7 +31,7 @@ class Settings:
     epsilon: float = 0.002
     """ε."""
     budgets: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4, 0.8, 1.5, 3.0])
-    """f of R = f·K ln K; 3 is the default of the package."""
+    """f of R = f·K ln K (ln 10 where K < 10); 3 is the default of the package."""
     gains: list[float] = field(default_factory=lambda: [1.5, 2.0, 4.0, 8.0, 15.0])
     """ε_max/ε of guidance."""
     seeds: int = 10
@@ -65,7 +65,7 @@ def measure(point: Point) -> Row:
     k, m, epsilon = point["K"], point["M"], point["epsilon"]
     graph = synthetic("circulant", k, m, epsilon, point["seed"])
     reasoner = exact_reasoner(graph)
-    rounds = max(2, math.ceil(point["budget"] * k * math.log(k)))
+    rounds = max(2, math.ceil(point["budget"] * k * math.log(max(k, 10))))  # as the default has it
     found = search(reasoner, Scales.of(graph, epsilon), SearchConfig(rounds=rounds), Context(point["seed"]))
     edges, true = set(map(tuple, found.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
     result = {
