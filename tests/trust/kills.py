@@ -124,7 +124,10 @@ def strike(folder: Path, words: list[str], log: Path, place: str, delay: float, 
     where = under_way(folder)
     os.kill(child, number)
     _, status = os.waitpid(child, 0)
-    return where, os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(status)
+    if number == signal.SIGKILL and code == 0:  # nobody survives it: the run had ended between the look and the signal
+        return None
+    return where, code
 
 
 def result(folder: Path) -> dict[str, object]:
