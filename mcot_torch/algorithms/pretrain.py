@@ -124,9 +124,9 @@ class PretrainStage(Stage):
         """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
         model, here = self.reasoner, states[..., None]
         counts = torch.where(model.support[here, after], counts, 0.0)
-        parts = (states, model.places(here, after), counts)
+        kept, parts = mean(counts.sum()), (states, model.places(here, after), counts)
         for x, places, n in zip(*(self.in_blocks(part, states.shape[1] * model.cells) for part in parts), strict=True):
-            yield self.loss(model, x, model.listed(x), model.allowed(x), places, n, mean(counts.sum()))
+            yield self.loss(model, x, model.listed(x), model.allowed(x), places, n, kept)
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.

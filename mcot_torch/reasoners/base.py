@@ -32,7 +32,7 @@ Policy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Changes predictions: (states (B,) int64, log-probabilities (B, S) float64 of the next states that the third argument lists,
 (B, S), or of all N where it is None) -> log-probabilities (B, S). What is −∞ stays −∞: such a step is not supported."""
 
-# predictions held at once where rows can be taken in blocks: 16 MiB in float32, near what a CPU's cache holds; .13 GiB
+# predictions held at once where rows can be taken in blocks: in float32 16 MiB, near what a CPU's cache holds, and .13 GiB
 _CPU_CELLS, _GPU_CELLS = 2**22, 2**25
 _SHORT = 16  # lists of supported steps pay where they are this many times shorter than a row of all states
 _LARGEST_SIZE, _LARGEST_WINDOW = 2_000_000, 65_536  # of a model that is read from a file
@@ -138,7 +138,7 @@ class Reasoner(nn.Module, ABC):
         """
         version = None if self.support.is_inference() else self.support._version
         known, listing = _listed.get(self.support, (None, None))
-        if listing is None or known != version or version is None:
+        if version is None or known != version:
             degree, lists, keys = self.support.sum(-1), None, None
             most, uncut = int(degree.max()), bool((degree == self.n_states).all())
             if lists_pay(most, self.n_states):
