@@ -56,38 +56,40 @@ def make_probe(
     """
     truth = (graph if epsilon_max is None else graph.with_epsilon(epsilon_max)).to_scipy()
     hard = graph.sparse_edges
+    edges = torch.as_tensor(np.stack(truth.nonzero()))
     source_rows = graph.hard_weight > 0
 
-    def blocks(reasoner: Reasoner) -> Iterator[tuple[Tensor, Tensor, NDArray[np.bool_]]]:
-        """States, their predictions, and which of them were predicted at all."""
-        if reasoner.window == 1:
+    def blocks(reasoner: Reasoner) -> Iterator[tuple[Kernel, Kernel]]:
+        """Predicted rows and the true ones, in order of the states; a row that no context ends in is taken as true."""
+        if reasoner.window == 1 and reasoner.lists is not None:
+            yield reasoner.to_scipy(), truth
+        elif reasoner.window == 1:
             for states, rows in reasoner.kernel_rows():
-                yield states, rows, np.ones(len(states), dtype=bool)
-            return
-        paths = own_paths(reasoner, n_paths, generator(0, "probe", device=reasoner.device))
-        mean, visits, _ = reasoner.context_kernel(paths)
-        yield torch.arange(reasoner.n_states), mean, (visits > 0).cpu().numpy()
+                yield rows.cpu().numpy(), truth[int(states[0]) : int(states[-1]) + 1].toarray()
+        else:
+            paths = own_paths(reasoner, n_paths, generator(0, "probe", device=reasoner.device))
+            mean, visits, _ = reasoner.context_kernel(paths)
+            yield np.where((visits > 0).cpu().numpy()[:, None], mean.cpu().numpy(), truth.toarray()), truth.toarray()
 
     def probe(reasoner: Reasoner) -> dict[str, float]:
-        sup, tv, p, shared, kept = 0.0, np.zeros(graph.n_states), np.zeros(len(hard)), 0, 0
-        for states, rows, seen in blocks(reasoner):
-            first, here = int(states[0]), slice(int(states[0]), int(states[-1]) + 1)
-            expected = truth[here].toarray()
-            predicted = np.where(seen[:, None], rows.cpu().numpy(), expected)
-            difference = np.abs(predicted - expected)
-            sup, tv[here] = max(sup, float(difference.max())), difference.sum(axis=1) / 2
-            mine = (hard[:, 0] >= here.start) & (hard[:, 0] < here.stop)
-            p[mine] = predicted[hard[mine, 0] - first, hard[mine, 1]]
-            support = reasoner.support[here].cpu().numpy()
-            shared, kept = shared + int((support & (expected > 0)).sum()), kept + int(support.sum())
+        sup, tv, p, first = 0.0, [], [], 0
+        for predicted, expected in blocks(reasoner):
+            difference = abs(predicted - expected)
+            sup = max(sup, float(difference.max()))
+            tv.append(difference.sum(axis=1) / 2)
+            mine = (hard[:, 0] >= first) & (hard[:, 0] < first + predicted.shape[0])
+            p.append(entries(predicted, hard[mine] - [first, 0]))
+            first += predicted.shape[0]
+        row_tvs = np.concatenate(tv)
+        shared = int(reasoner.support[tuple(edges.to(reasoner.device))].sum())
         return {
             "sup_error": sup,
-            "row_tv_mean": float(tv.mean()),
-            "row_tv_max": float(tv.max()),
-            "row_tv_easy_max": float(tv[~source_rows].max(initial=0.0)),
+            "row_tv_mean": float(row_tvs.mean()),
+            "row_tv_max": float(row_tvs.max()),
+            "row_tv_easy_max": float(row_tvs[~source_rows].max(initial=0.0)),
             "support_recall": shared / max(1, graph.n_edges),
-            "support_precision": shared / max(1, kept),
-            **{f"hard_step_{key}": value for key, value in _range(p).items()},
+            "support_precision": shared / max(1, int(reasoner.support.count_nonzero())),
+            **{f"hard_step_{key}": value for key, value in _range(np.concatenate(p)).items()},
         }
 
     return probe

@@ -212,8 +212,8 @@ class Reasoner(nn.Module, ABC):
         self._require_window_1("kernel()")
         for block in torch.arange(self.n_states, device=self.device).split(rows_at_once(self.n_states, self.device)):
             allowed = self.support[block, None] if cut and not self._listing()[0] else None
-            log_p = self.logits_among(block[:, None], None, allowed)[:, 0].double().log_softmax(-1)
-            yield block, (log_p if policy is None else policy(block, log_p, None)).exp()
+            logits = self.logits_among(block[:, None], None, allowed)[:, 0].double()
+            yield block, logits.softmax(-1) if policy is None else policy(block, logits.log_softmax(-1), None).exp()
 
     def kernel(self, cut: bool = True, policy: Policy | None = None) -> Tensor:
         """(N, N) float64 p̂(y | x), changed by `policy`; `ValueError` unless the window is 1."""

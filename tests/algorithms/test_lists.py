@@ -13,6 +13,7 @@ from mcot_torch.algorithms.prm import PRM, guidance, tilt_strength
 from mcot_torch.algorithms.search import avoid
 from mcot_torch.data import path_batch
 from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.measures import make_probe
 from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner, base
 from mcot_torch.scales import Scales
 from mcot_torch.trainer_config import TrainerConfig
@@ -327,3 +328,27 @@ def test_walkers_with_history_follow_the_predictions(monkeypatch):
         assert (p > 0).sum() == 5
         assert counts[p == 0].sum() == 0
         assert stats.chisquare(counts[p > 0], 20_000 * p[p > 0] / p.sum()).pvalue > 1e-7
+
+
+def test_what_training_logs(monkeypatch):
+    """Against the definitions, on a support that lacks some true steps and has some others."""
+    graph = clustered_graph(4, 3, 0.05, seed=1)
+    truth = graph.kernel()
+    model = model_of("linear", 1)
+    p = model.kernel().numpy()
+    support, tv, hard = model.support.numpy(), abs(p - truth).sum(1) / 2, p[tuple(graph.sparse_edges.T)]
+    expected = {
+        "sup_error": abs(p - truth).max(),
+        "row_tv_mean": tv.mean(),
+        "row_tv_max": tv.max(),
+        "row_tv_easy_max": tv[graph.hard_weight == 0].max(),
+        "support_recall": (support & (truth > 0)).sum() / (truth > 0).sum(),
+        "support_precision": (support & (truth > 0)).sum() / support.sum(),
+        "hard_step_min": hard.min(),
+        "hard_step_mean": hard.mean(),
+        "hard_step_max": hard.max(),
+    }
+    assert 0 < expected["support_recall"] < 1
+    assert 0 < expected["support_precision"] < 1
+    for probed in both(monkeypatch, lambda: make_probe(graph)(model_of("linear", 1))):
+        assert probed == pytest.approx(expected, rel=1e-10)
