@@ -332,7 +332,7 @@ def test_walkers_with_history_follow_the_predictions(monkeypatch):
 
 def test_what_training_logs(monkeypatch):
     """Against the definitions, on a support that lacks some true steps and has some others."""
-    graph = clustered_graph(3, 4, 0.05, jumps=(1, -1), seed=1)
+    graph = clustered_graph(3, 4, 0.05, jumps=(1, -1), degree=2, seed=1)
     truth = graph.kernel()
     model = model_of("linear", 1)
     p = model.kernel().numpy()
