@@ -1,17 +1,18 @@
-"""One progress bar for every stage: what runs, how far it is, the time left. Silent where nobody watches a terminal."""
+"""One progress bar for every stage: what runs, how far it is, the time left; in a file a line a minute tells the same."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -29,20 +30,26 @@ class _Console(Console):
 console = _Console(width=None if sys.stdout.isatty() else 100)
 
 
-class Bar:
-    """What a stage holds while its bar is on screen."""
+_LINE_EVERY = 60.0  # seconds between two lines where no bar can be drawn
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+
+class Bar:
+    """What a stage holds while it tells how far it is."""
+
+    def __init__(self, show: Callable[[int, str], None]) -> None:
+        self._show = show
 
     def update(self, done: int, note: str = "") -> None:
-        """Show that `done` of the steps are done, and a short note behind the bar."""
-        self._progress.update(self._task, completed=done, note=note)
+        """Show that `done` of the steps are done, and a short note behind."""
+        self._show(done, note)
 
 
 @contextmanager
 def progress_bar(description: str, total: int, enabled: bool = True) -> Iterator[Bar]:
-    """A bar of `total` steps; it draws only on a terminal and only if `enabled`."""
+    """A bar of `total` steps on a terminal, a line a minute elsewhere; nothing unless `enabled`."""
+    if not (enabled and _watched()):
+        yield Bar(_lines(description, total) if enabled else lambda done, note: None)
+        return
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(bar_width=30),
@@ -52,8 +59,28 @@ def progress_bar(description: str, total: int, enabled: bool = True) -> Iterator
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (enabled and _watched())) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, note=""))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield Bar(lambda done, note: progress.update(task, completed=done, note=note))
+
+
+def _lines(description: str, total: int) -> Callable[[int, str], None]:
+    """Tells of each minute that passes, so that a log shows a long stage to be alive and when it will end."""
+    began: tuple[float, int] | None = None  # the time of the first call, and what was done by then
+    told = time.monotonic()
+
+    def show(done: int, note: str) -> None:
+        nonlocal began, told
+        now = time.monotonic()
+        began = began or (now, done)
+        if now - told < _LINE_EVERY:
+            return
+        told = now
+        here = done - began[1]
+        left = f", some {timedelta(seconds=round((now - began[0]) / here * (total - done)))} left" if here else ""
+        say(f"{description:>10} {done:,}/{total:,}{left}  {note}".rstrip())
+
+    return show
 
 
 def _watched() -> bool:

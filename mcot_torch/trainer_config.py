@@ -27,4 +27,4 @@ class TrainerConfig:
     save_every: float = 20.0
     """Seconds between two saved states of a stage."""
     progress: bool = True
-    """Show progress bars on a terminal."""
+    """Show how far a stage is: a bar on a terminal, a line a minute elsewhere."""

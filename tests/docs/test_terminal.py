@@ -1,4 +1,4 @@
-"""The terminal user: --json, exit statuses, NO_COLOR, no bars where nobody watches."""
+"""The terminal user: --json, exit statuses, NO_COLOR, lines instead of bars where nobody watches."""
 
 from __future__ import annotations
 
@@ -65,6 +65,33 @@ def test_bars_and_colours(out, tty, enabled, environment, bar, colour):
     assert ("pretrain" in text and "10/10" in text and "a note" in text) == bar
     assert ("\x1b[31m" in text) == colour
     assert "done" in text
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_line_a_minute_where_no_bar_can_be_drawn(out, enabled, monkeypatch):
+    """Taken up at step 100 of 1,200; 50 steps in 59 s, 250 in 100: 850 are left at 2.5 a second."""
+    stream, now = out(False), [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.progress_bar("pretrain", 1200, enabled) as bar:
+        for seconds, done in [(0, 100), (59, 150), (100, 350), (120, 400), (159, 450), (161, 460), (300, 1200)]:
+            now[0] = 1000.0 + seconds
+            bar.update(done, "loss 1.5")
+    lines = [
+        "  pretrain 350/1,200, some 0:05:40 left  loss 1.5",  # 100 s / 250 steps · 850 steps
+        "  pretrain 460/1,200, some 0:05:31 left  loss 1.5",  # 161 s / 360 steps · 740 steps
+        "  pretrain 1,200/1,200, some 0:00:00 left  loss 1.5",
+    ]
+    assert stream.getvalue().splitlines() == lines * enabled
+
+
+def test_a_stage_that_has_not_moved_has_no_time_left(out, monkeypatch):
+    stream, now = out(False), [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.progress_bar("runs", 3) as bar:
+        for seconds in (0, 61):
+            now[0] = float(seconds)
+            bar.update(0)
+    assert stream.getvalue() == "      runs 0/3\n"
 
 
 def test_say_prints_as_it_is(out):
