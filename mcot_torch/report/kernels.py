@@ -87,7 +87,7 @@ def _hard_chart(m: Material, section: Section) -> str:
         shape, note = rule(at, name)
         shapes.append(shape)
         notes.append(note)
-    some = f" ({len(edges):,} of {len(order):,} shown)" if len(order) > len(edges) else ""
+    some = f"{len(edges):,} of {len(order):,} " if len(order) > len(edges) else ""
     yaxis = log_axis("probability a step", [v for n in models for v in (p[n].min(), p[n].max())])
     caption = "Each hard step before and after. One that search missed stays low."
     if (every <= floor).any():
@@ -95,7 +95,7 @@ def _hard_chart(m: Material, section: Section) -> str:
         caption += " At 0: cut in pretraining with the impossible steps, and out of the search's sight."
     layout = {
         "xaxis": plain_axis(
-            f"hard steps, in order of their states{some}", showticklabels=False, ticks="", showgrid=False
+            f"{some}hard steps, in order of their states", showticklabels=False, ticks="", showgrid=False
         ),
         "yaxis": yaxis,
         "shapes": shapes,
