@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 STAGES = ("walks", "hitting", "pretrain", "rollout", "ppo", "distill", "pipeline", "scaling", "large")
+_CPU_ONLY = ("hitting", "large")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,6 +89,9 @@ def measure(options: argparse.Namespace) -> int:
     )
     failed = 0
     for stage in STAGES if options.what == "all" else (options.what,):
+        if options.device == "cuda" and stage in _CPU_ONLY:
+            print(f"{stage}: runs on the CPU whatever the device; measure it with --device cpu")
+            continue
         for name, row_of in import_module(f"benchmarks.{stage}").ROWS.items():
             path = options.out / options.device / f"{name}.json"
             if options.what == "all" and path.exists() and not options.again:

@@ -35,6 +35,7 @@ __all__ = [
     "mean",
     "own_rows",
     "rank",
+    "read_slurm",
     "share",
     "stream",
     "total",
@@ -84,7 +85,7 @@ def joined(device: torch.device, devices: int) -> Iterator[None]:
     Raises:
         InputError: torchrun or srun started another number of processes, or srun without --ntasks-per-node.
     """
-    _read_slurm(devices)
+    read_slurm(devices)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != devices:
         raise InputError(
@@ -103,8 +104,12 @@ def joined(device: torch.device, devices: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _read_slurm(devices: int) -> None:
-    """srun's variables under torchrun's names, where srun and not torchrun started the ranks."""
+def read_slurm(devices: int) -> None:
+    """Put srun's variables under torchrun's names, where srun and not torchrun started the ranks; a second call does nothing.
+
+    Raises:
+        InputError: srun without --ntasks-per-node.
+    """
     if "WORLD_SIZE" in os.environ or devices == 1 or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return
     from lightning.fabric.plugins.environments import SLURMEnvironment

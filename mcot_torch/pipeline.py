@@ -27,7 +27,7 @@ from mcot_torch.algorithms.search import search
 from mcot_torch.assumptions import check_assumptions, summary_lines
 from mcot_torch.chains import hitting_time
 from mcot_torch.config import STAGES, Config, resolve_run_dir
-from mcot_torch.distributed import barrier, is_first, joined, local_rank, local_world_size, world_size
+from mcot_torch.distributed import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
 from mcot_torch.logic import LogicalActions
@@ -128,6 +128,7 @@ def run(config: Config, command: list[str]) -> Path:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     problem = prepare(config)
+    read_slurm(config.trainer.devices)  # before the device: it says which one is this rank's
     device = pick_device(config.trainer.accelerator, config.trainer.devices)
     degree = int(np.diff(problem.graph.indptr).max())
     check_memory(config, problem.graph.n_states, degree, problem.scales, device)

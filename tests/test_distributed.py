@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mcot_torch import distributed
+from mcot_torch import distributed, pipeline
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
 from mcot_torch.chains import hitting_time
 from mcot_torch.config import Config, check, config_hash, differences
@@ -410,6 +410,28 @@ def test_devices_are_part_of_what_decides_the_numbers():
     assert differences(one, two) == {"trainer.devices": (1, 2)}
     assert config_hash(one) != config_hash(two)
     assert not differences(two, configured(trainer__devices=2, trainer__strategy="ddp", trainer__threads=2))
+
+
+def test_srun_says_which_gpu_is_whose_before_one_is_picked(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # what read_slurm sets goes with the test
+    slurm = {"NTASKS": 2, "STEP_NUM_TASKS": 2, "STEP_NUM_NODES": 1, "NODEID": 0, "NTASKS_PER_NODE": 2, "PROCID": 1}
+    slurm |= {"JOB_ID": 7, "NODELIST": "localhost", "JOB_NODELIST": "localhost", "LOCALID": 1}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    picked = []
+
+    def checked(*arguments):
+        picked.append(arguments[-1])
+        raise InputError("far enough")
+
+    monkeypatch.setattr(pipeline, "check_memory", checked)
+    with pytest.raises(InputError, match="far enough"):
+        pipeline.run(configured(trainer__devices=2, trainer__accelerator="cuda"), [])
+    assert picked == [torch.device("cuda", 1)]
 
 
 def test_more_devices_than_gpus(monkeypatch):

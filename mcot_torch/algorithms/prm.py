@@ -30,13 +30,13 @@ class PRM:
 
     Attributes:
         n_states: N.
-        edges: (n, 2) int64, the steps taken to be hard.
+        edges: (n, 2) int64 on the CPU, the steps taken to be hard.
         noise: standard deviation of the error added to every score at every call.
     """
 
     def __init__(self, n_states: int, edges: Tensor, noise: float = 0.0, seed: int = 0) -> None:
         self.n_states = n_states
-        self.edges = edges.to(torch.int64).reshape(-1, 2)
+        self.edges = edges.to("cpu", torch.int64).reshape(-1, 2)
         self.noise = noise
         self._generator = generator(seed, "prm", "noise")
 

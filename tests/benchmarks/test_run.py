@@ -183,6 +183,14 @@ def test_bad_command_lines(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["hitting", "large"])
+def test_what_runs_on_the_cpu_is_not_saved_as_of_a_gpu(stage, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run.main([stage, "--device", "cuda", "--quick", "--out", str(tmp_path)]) == 0
+    assert "--device cpu" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_cuda(capsys):
     assert run.main(["walks", "--device", "cuda"]) == 2
