@@ -80,12 +80,11 @@ def local_world_size() -> int:
 def joined(device: torch.device, devices: int) -> Iterator[None]:
     """Inside, the `devices` processes are one group; nothing happens where there is one.
 
-    Small CPU tensors are exchanged over gloo, also between GPUs: what ranks agree on costs no device synchronisation.
+    `read_slurm` comes before. Small CPU tensors are exchanged over gloo, also between GPUs: what ranks agree on costs no device synchronisation.
 
     Raises:
-        InputError: torchrun or srun started another number of processes, or srun without --ntasks-per-node.
+        InputError: torchrun or srun started another number of processes.
     """
-    read_slurm(devices)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != devices:
         raise InputError(
@@ -105,7 +104,7 @@ def joined(device: torch.device, devices: int) -> Iterator[None]:
 
 
 def read_slurm(devices: int) -> None:
-    """Put srun's variables under torchrun's names, where srun and not torchrun started the ranks; a second call does nothing.
+    """Put srun's variables under torchrun's names, where srun and not torchrun started the ranks.
 
     Raises:
         InputError: srun without --ntasks-per-node.

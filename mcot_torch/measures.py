@@ -69,7 +69,8 @@ def make_probe(
         else:
             paths = own_paths(reasoner, n_paths, generator(0, "probe", device=reasoner.device))
             mean, visits, _ = reasoner.context_kernel(paths)
-            yield np.where((visits > 0).cpu().numpy()[:, None], mean.cpu().numpy(), truth.toarray()), truth.toarray()
+            expected = truth.toarray()
+            yield np.where((visits > 0).cpu().numpy()[:, None], mean.cpu().numpy(), expected), expected
 
     def probe(reasoner: Reasoner) -> dict[str, float]:
         sup, tv, p, first = 0.0, [], [], 0
