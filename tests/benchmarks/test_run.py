@@ -206,7 +206,7 @@ def test_the_page_tells_the_rows(measured, tmp_path, capsys):
         (tmp_path / "full" / "cpu").mkdir(parents=True, exist_ok=True)
         (tmp_path / "full" / "cpu" / f"{name}.json").write_text(json.dumps(row))
     page = documentation.write(tmp_path / "full", tmp_path).read_text()
-    assert "Not run on a GPU yet" in page
+    assert "No row of this page is from a GPU" in page
     for name, names in ENTRIES.items():
         assert f"`{name}`" in page
         assert all(entry in page for entry in names)
