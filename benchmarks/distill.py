@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 from benchmarks.models import default_graph, knowing
 from benchmarks.timing import Mark, Row, Settings, Work, race
-from mcot_torch.algorithms.configs import DistillConfig
+from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 
 def student(settings: Settings) -> Row:

@@ -14,20 +14,20 @@ import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, knowing
 from benchmarks.timing import Mark, Row, Settings, Work, peak_gib, process, summary
-from mcot_torch.algorithms.configs import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
+from mcot_torch.algorithms.config import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.ppo import ppo
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
-from mcot_torch.evaluation import measure, reasoner_subject
+from mcot_torch.evaluation.subjects import measure, reasoner_subject
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
-from mcot_torch.machine import settle
-from mcot_torch.measures import make_probe
+from mcot_torch.system.machine import settle
+from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.reasoners import TransformerReasoner
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 _MARK = 24.0  # GiB
 _CONTEXT = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))

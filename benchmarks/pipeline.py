@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.timing import ROOT, Mark, Row, Settings, Work, process, summary
 
-_IMPORTS = "import mcot_torch.config, mcot_torch.pipeline, mcot_torch.report"
+_IMPORTS = "import mcot_torch.runs.config, mcot_torch.runs.pipeline, mcot_torch.report"
 
 
 def call(words: list[str], threads: int) -> float:

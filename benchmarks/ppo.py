@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph
 from benchmarks.rollout import decode
 from benchmarks.timing import Mark, Row, Settings, Work, race
-from mcot_torch.algorithms.configs import PPOConfig, PretrainConfig
+from mcot_torch.algorithms.config import PPOConfig, PretrainConfig
 from mcot_torch.algorithms.ppo import clipped_surrogate, ppo
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.rewards import kl_weight, penalised
+from mcot_torch.algorithms.rollouts import kl_weight, penalised
 from mcot_torch.reasoners import TransformerReasoner
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 _EPOCHS, _MINIBATCH = 10, 1024
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from mcot_torch.errors import InputError
-    from mcot_torch.machine import settle
+    from mcot_torch.system.machine import settle
 
     settle(options.threads)
     try:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from mcot_torch.errors import InputError
-from mcot_torch.machine import settle
+from mcot_torch.system.machine import settle
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,9 +7,9 @@ from unittest import mock
 import torch
 
 from benchmarks.timing import Mark, Row, Settings, Work, copy_bandwidth, peer, race
-from mcot_torch import walks
+from mcot_torch.sampling import walks
 from mcot_torch.graphs import GraphConfig, build_graph
-from mcot_torch.walks import StepTable, TableWalker, walk_counts
+from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
 
 # float64 uniform written and read, column and fraction written and read, two gathers of 8 bytes, state read and written,
 # the index taken written and read, the path written: the traffic of the torch loop where the table stays in the cache

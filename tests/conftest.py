@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mcot_torch.experiments import support
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcot_torch.arguments import _key_types
-from mcot_torch.config import (
+from mcot_torch.system.arguments import _key_types
+from mcot_torch.runs.config import (
     _DOMAINS,
     STAGES,
     Config,

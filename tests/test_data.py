@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.data import CountData, PairData, PathData, Steps, count_batch, path_batch, uniform_starts
-from mcot_torch.randomness import generator
-from mcot_torch.walks import StepTable
+from mcot_torch.sampling.datasets import CountData, PairData, PathData, Steps, count_batch, path_batch, uniform_starts
+from mcot_torch.system.randomness import generator
+from mcot_torch.sampling.walks import StepTable
 
 
 @pytest.fixture

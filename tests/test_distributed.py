@@ -18,18 +18,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mcot_torch import distributed, pipeline
+from mcot_torch.system import ranks as distributed
+from mcot_torch.runs import pipeline
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
 from mcot_torch.chains import hitting_time
-from mcot_torch.config import Config, check, config_hash, differences
-from mcot_torch.data import CountData, count_batch
+from mcot_torch.runs.config import Config, check, config_hash, differences
+from mcot_torch.sampling.datasets import CountData, count_batch
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.graphs import build_task
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.pipeline import pick_device
+from mcot_torch.runs.pipeline import pick_device
 from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context, fit, load_state
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context, fit, load_state
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ import os
 if "RANK" in os.environ and "DUMP" in os.environ:
     from pathlib import Path
     from mcot_torch.algorithms import pretrain
-    from mcot_torch.run_folder import RunFolder
+    from mcot_torch.runs.run_folder import RunFolder
     import torch
     keep, fit = RunFolder.keep, pretrain.fit
     place = Path(os.environ["DUMP"]) / os.environ["RANK"]

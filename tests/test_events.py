@@ -10,9 +10,9 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
-from mcot_torch.algorithms.configs import PPOConfig
-from mcot_torch.config import Config, to_yaml
-from mcot_torch.events import LAYOUT, METRICS, final_metrics, log_hyperparameters, start_events
+from mcot_torch.algorithms.config import PPOConfig
+from mcot_torch.runs.config import Config, to_yaml
+from mcot_torch.runs.events import LAYOUT, METRICS, final_metrics, log_hyperparameters, start_events
 
 MANIFEST = {"git_commit": "abc", "pieces": {"secret": 1}, "seconds": {}}
 

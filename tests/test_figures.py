@@ -11,9 +11,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
-from mcot_torch import figures
+from mcot_torch.report import figures
 from mcot_torch.chains import pair_kernel, survival
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 from mcot_torch.graphs.task import TaskConfig, build_task
 

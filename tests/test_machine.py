@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.machine import compiled
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.system.machine import compiled
 from mcot_torch.reasoners import TransformerReasoner
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 FAULTS = """\
 import resource, torch
-from mcot_torch.machine import keep_memory
+from mcot_torch.system.machine import keep_memory
 if {keep} and not keep_memory():
     raise SystemExit(3)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

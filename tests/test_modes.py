@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mcot_torch.config import parse_train
+from mcot_torch.runs.config import parse_train
 from mcot_torch.errors import InputError
-from mcot_torch.pipeline import run
+from mcot_torch.runs.pipeline import run
 
 TINY = """\
 graph: {n_clusters: 4, cluster_size: 5, epsilon: 0.02, epsilon_max: 0.1}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mcot_torch.figures.parallel import parallel_figure
-from mcot_torch.folders import find_runs
-from mcot_torch.sweep import engines
-from mcot_torch.sweep.__main__ import main
-from mcot_torch.sweep.spec import read_spec
+from mcot_torch.report.figures.parallel import parallel_figure
+from mcot_torch.runs.folders import find_runs
+from mcot_torch.runs.sweeps import engines
+from mcot_torch.cli.sweep import main
+from mcot_torch.runs.sweeps.spec import read_spec
 
 ROOT = Path(__file__).parents[1]
 
@@ -237,7 +237,7 @@ def test_interruption_ends_the_runs(spec, tmp_path):
     (tmp_path / "none").write_text("seed: 3\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     code = (
-        "import sys, time; from mcot_torch.sweep import engines; from mcot_torch.sweep.__main__ import main\n"
+        "import sys, time; from mcot_torch.runs.sweeps import engines; from mcot_torch.cli.sweep import main\n"
         'sleep = \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(600)\'\n'
         "engines.child_command = lambda prog, words: [sys.executable, '-c', sleep]\n"
         "sys.exit(main(['sweep.yaml']))"

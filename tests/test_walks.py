@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mcot_torch import chains, walks
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.walks import StepTable, TableWalker, first_hitting_times, pair_counts, walk_counts, walk_paths
+from mcot_torch import chains
+from mcot_torch.sampling import walks
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.sampling.walks import StepTable, TableWalker, first_hitting_times, pair_counts, walk_counts, walk_paths
 
 RARE = 1e-5
 RARE_KERNEL = torch.tensor(
@@ -93,7 +94,7 @@ def test_alias_table_encodes_the_probabilities(orders, width, loops):
 
 @pytest.mark.parametrize("width", [1, 2, 7, 64])
 def test_alias_tables_are_the_same_with_and_without_numba(width):
-    compiled = pytest.importorskip("mcot_torch.walks_numba")
+    compiled = pytest.importorskip("mcot_torch.sampling.compiled")
     rng = np.random.default_rng(width)
     weights = 10.0 ** rng.uniform(-9, 0, (50, width)) * (rng.random((50, width)) < 0.8)
     weights[:, 0] += 1e-3

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mcot_torch.algorithms.configs import PPOConfig
+from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.algorithms.prm import PRM, tilt_strength
-from mcot_torch.algorithms.rewards import (
+from mcot_torch.algorithms.rollouts import (
     Rollout,
     discount,
     gae_rollout,
@@ -29,13 +29,13 @@ from mcot_torch.algorithms.rewards import (
     one_step_rollout,
     soft_values,
 )
-from mcot_torch.data import Steps
-from mcot_torch.distributed import largest, own_rows, share, stream, total, whole, world_size
-from mcot_torch.randomness import generator
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.sampling.datasets import Steps
+from mcot_torch.system.ranks import largest, own_rows, share, stream, total, whole, world_size
+from mcot_torch.system.randomness import generator
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.scales import Scales
-from mcot_torch.training import Context, Metrics, Stage, cosine, fit
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
 
 _MOST_SOLVED = 4096  # states of which the optimum of a discounted reward is solved for, a few (N, N) systems
 

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcot_torch.algorithms.configs import SearchConfig
-from mcot_torch.distributed import any_of, from_first, is_first
-from mcot_torch.progress import progress_bar
-from mcot_torch.randomness import generator
-from mcot_torch.reasoners.base import Policy, Reasoner, entries_at
-from mcot_torch.saving import READ_ERRORS
-from mcot_torch.scales import Scales
-from mcot_torch.training import Context, interruptible, load_state, save_state, unreadable
+from mcot_torch.algorithms.config import SearchConfig
+from mcot_torch.system.ranks import any_of, from_first, is_first
+from mcot_torch.system.progress import progress_bar
+from mcot_torch.system.randomness import generator
+from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
+from mcot_torch.system.files import READ_ERRORS
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.loop import Context, interruptible, load_state, save_state, unreadable
 
 __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
 

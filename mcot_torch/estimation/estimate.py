@@ -26,10 +26,10 @@ from mcot_torch.estimation.uncertainty import (
     separation_confidence,
     step_intervals,
 )
-from mcot_torch.graphs.formats import from_kernel
+from mcot_torch.graphs.formats.interchange import from_kernel
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import TaskConfig, build_task
-from mcot_torch.randomness import generator
+from mcot_torch.system.randomness import generator
 
 __all__ = ["Estimate", "EstimationConfig", "HardStep", "HittingTime", "estimate"]
 

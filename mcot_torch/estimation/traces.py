@@ -17,7 +17,7 @@ from mcot_torch.estimation.estimate import Estimate, EstimationConfig, estimate
 from mcot_torch.estimation.texts import Embedding, kinds_of_steps, normalise
 from mcot_torch.estimation.trajectories import Trajectories
 from mcot_torch.estimation.uncertainty import LEVEL
-from mcot_torch.saving import read_utf8
+from mcot_torch.system.files import read_utf8
 
 __all__ = ["Basin", "Kind", "Passage", "Trace", "TraceReport", "analyse_traces", "read_traces"]
 

@@ -13,7 +13,7 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
-from mcot_torch.saving import read_utf8
+from mcot_torch.system.files import read_utf8
 
 __all__ = ["Trajectories", "read_trajectories"]
 

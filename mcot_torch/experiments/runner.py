@@ -35,8 +35,8 @@ from PIL import Image
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import load
 from mcot_torch.experiments.base import Experiment, Point, Row, Summary
-from mcot_torch.machine import settle
-from mcot_torch.progress import progress_bar
+from mcot_torch.system.machine import settle
+from mcot_torch.system.progress import progress_bar
 from mcot_torch.version import __version__
 
 __all__ = ["THREADS", "run", "worker_pool"]

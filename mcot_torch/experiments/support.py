@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mcot_torch.chains import hitting_time
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners import LinearReasoner
 

@@ -19,7 +19,7 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
-from mcot_torch.saving import read_arrays, whole_file
+from mcot_torch.system.files import read_arrays, whole_file
 
 __all__ = ["MetastableGraph"]
 

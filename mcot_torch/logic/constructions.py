@@ -1,6 +1,6 @@
 """The parity task of Figures 2 and 3: paths through `LiftedUnits`, what they compute, what can be seen from them.
 
-The graphs are those of `mcot_torch.graphs.lifts`. A path is drawn from bits x in {0, 1}^K: unit k makes the detour over e_k if and
+The graphs are those of `mcot_torch.graphs.families.lifts`. A path is drawn from bits x in {0, 1}^K: unit k makes the detour over e_k if and
 only if x_k = 1. α(e_k) = −1 where e_k is a hard step, that is where p_k = 1, and all other steps act as the identity: so the
 value of the path is Π (−1)^{p_k x_k}. The path is valid, and looks the same, for every p.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.lifts import ENTRY, SIDE, UP, LiftedUnits
+from mcot_torch.graphs.families.lifts import ENTRY, SIDE, UP, LiftedUnits
 from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.groups import Group, cyclic
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from mcot_torch.errors import InputError
-from mcot_torch.randomness import generator
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.system.randomness import generator
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.reasoners.transformer import TransformerReasoner
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 
 __all__ = ["LinearReasoner"]
 

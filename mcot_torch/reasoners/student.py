@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 
 __all__ = ["Student"]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcot_torch.errors import InputError
-from mcot_torch.reasoners.base import Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 
 __all__ = ["Cache", "TransformerReasoner"]
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mcot_torch.evaluation import Row
+from mcot_torch.evaluation.subjects import Row
 from mcot_torch.report.text import interval, number
 
 __all__ = ["as_markdown", "expected_time", "flat", "result_tables", "rich_table", "rows_as_csv"]

@@ -7,12 +7,13 @@ import torch
 from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM, guidance
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.measures import make_probe
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, base
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.evaluation.measures import make_probe
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import reasoner as base
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 GRAPH = clustered_graph(4, 8, 0.02, seed=3)
 SCALES = Scales.of(GRAPH, 0.08)

@@ -8,8 +8,8 @@ import torch
 
 from mcot_torch.algorithms.prm import PRM, guidance, tilt, tilt_strength
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.scales import Scales
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.scales import Scales
 
 
 def true_edges(graph):

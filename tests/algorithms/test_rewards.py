@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.algorithms.configs import PPOConfig
-from mcot_torch.algorithms.rewards import (
+from mcot_torch.algorithms.config import PPOConfig
+from mcot_torch.algorithms.rollouts import (
     Rollout,
     discount,
     gae,
@@ -17,8 +17,9 @@ from mcot_torch.algorithms.rewards import (
     penalised,
     soft_values,
 )
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, base
-from mcot_torch.scales import Scales
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import reasoner as base
+from mcot_torch.graphs.scales import Scales
 
 
 def tensor(values):

@@ -20,12 +20,12 @@ from mcot_torch.algorithms.search import (
     search,
     search_rounds,
 )
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context
 
 
 def as_set(edges):

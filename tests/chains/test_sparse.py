@@ -10,7 +10,7 @@ from mcot_torch.chains.elimination import gth_solve, off_diagonal
 from mcot_torch.chains.layers import Chain, ClusterLayer, Round, few_neighbours
 from mcot_torch.chains.refined import refined_solve
 from mcot_torch.errors import InputError
-from mcot_torch.graphs import families
+from mcot_torch.graphs.families import clustered as families
 
 EPSILONS = [1e-1, 1e-2, 1e-6, 1e-10, 1e-14, 1e-30]
 UNEQUAL = (7, 1, 23, 2, 1, 40, 13, 3, 9, 31)

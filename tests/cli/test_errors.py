@@ -80,11 +80,11 @@ def test_evaluate_of_no_run(told, tmp_path):
     ],
 )
 def test_what_ends_a_run(told, monkeypatch, error, status, line):
-    monkeypatch.setattr("mcot_torch.config.parse_train", ends_with(error))
+    monkeypatch.setattr("mcot_torch.runs.config.parse_train", ends_with(error))
     assert told(cli.train) == (status, f"train.py: {line}\n")
 
 
 def test_a_bug_keeps_its_traceback(told, monkeypatch):
-    monkeypatch.setattr("mcot_torch.config.parse_train", ends_with(OSError("a library's own")))
+    monkeypatch.setattr("mcot_torch.runs.config.parse_train", ends_with(OSError("a library's own")))
     with pytest.raises(OSError, match="a library's own"):
         told(cli.train)

@@ -91,7 +91,7 @@ def test_tensorboard_has_every_logged_line_once(run):
 
 
 def test_tensorboard_shows_charts_texts_and_figures(run):
-    from mcot_torch.events import LAYOUT
+    from mcot_torch.runs.events import LAYOUT
 
     folder, _ = run
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcot_torch.config import parse_train
+from mcot_torch.runs.config import parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

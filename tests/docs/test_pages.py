@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from mcot_torch.config import parse_train, resolve_run_dir
+from mcot_torch.runs.config import parse_train, resolve_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -71,7 +71,7 @@ def test_train_commands_parse(words, monkeypatch):
 
 
 def test_sweep_of_the_page_is_read(monkeypatch, tmp_path):
-    from mcot_torch.sweep.spec import read_spec
+    from mcot_torch.runs.sweeps.spec import read_spec
 
     (spec,) = blocks(DOCS / "howto/sweep.md", "yaml")
     (tmp_path / "sweep.yaml").write_text(spec)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mcot_torch import cli, progress
+from mcot_torch import cli
+from mcot_torch.system import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """

@@ -11,7 +11,7 @@ from mcot_torch.estimation.clusters import (
     simplex_clusters,
     spectrum,
 )
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 
 

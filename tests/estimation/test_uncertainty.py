@@ -15,9 +15,9 @@ from mcot_torch.estimation.uncertainty import (
     step_intervals,
 )
 from mcot_torch.graphs import TaskConfig, build_task
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.randomness import generator
-from mcot_torch.walks import StepTable, walk_paths
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.system.randomness import generator
+from mcot_torch.sampling.walks import StepTable, walk_paths
 
 
 def walks(graph, n_walks, n_steps, seed):

@@ -7,7 +7,7 @@ import pytest
 
 from mcot_torch.experiments import BEYOND, load
 from mcot_torch.experiments.base import ANSWERED, UNANSWERED, Number
-from mcot_torch.experiments.beyond_common import answer, make_problem
+from mcot_torch.experiments.questions.beyond_common import answer, make_problem
 from mcot_torch.experiments.runner import run
 
 LARGEST_FIGURE = 120_000  # bytes; they are copied into docs/
@@ -186,7 +186,7 @@ def test_a_student_that_never_arrives_leaves_the_question_open():
 
 def test_escape_and_error_of_a_student_by_hand():
     """On a directed ring every hop p is the escape to every other cluster: a walk that left comes by all of them."""
-    from mcot_torch.experiments.beyond_learned import _escape_ratio, _rms
+    from mcot_torch.experiments.questions.beyond_learned import _escape_ratio, _rms
 
     p = np.array([0.1, 0.2, 0.4])
     ring = np.diag(1 - p) + np.diag(p[:2], 1)
@@ -222,7 +222,7 @@ def test_the_extremes_of_a_prm_have_known_times(errors, kernel):
 
 def test_no_budget_beats_its_own_parts():
     """Break-even by hand: set-up 90 and 1 step a solve against 10 steps pays from the 11th solve on."""
-    from mcot_torch.experiments.beyond_compute_matched import _break_even, _cheapest
+    from mcot_torch.experiments.questions.beyond_compute_matched import _break_even, _cheapest
 
     cheap = {"share": 1.0, "budget": 0, "base": 10.0, "setup": 90, "solve": 1.0}
     useless = {"share": 0.5, "budget": 0, "base": 10.0, "setup": 5, "solve": None}
@@ -233,7 +233,7 @@ def test_no_budget_beats_its_own_parts():
 
 
 def test_spectral_clusters_are_right_where_they_are_metastable():
-    from mcot_torch.experiments.beyond_past_epsilon_max import _matched, _spectral_accuracy
+    from mcot_torch.experiments.questions.beyond_past_epsilon_max import _matched, _spectral_accuracy
 
     graph = make_problem(POINT).graph
     assert _spectral_accuracy(graph) == 1.0

@@ -9,8 +9,8 @@ import yaml
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task, resolve_epsilon_max
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.graphs.files import write_edge_list
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.formats.edge_list import write_edge_list
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs import regular
-from mcot_torch.graphs.families import CLUSTERS, SHAPES, clustered_graph, random_regular_edges
+from mcot_torch.graphs.families import regular
+from mcot_torch.graphs.families.clustered import CLUSTERS, SHAPES, clustered_graph, random_regular_edges
 
 
 def hitting_time(graph, start, target):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.graphs.files import find_threshold, read_edge_list, write_edge_list
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.formats.edge_list import find_threshold, read_edge_list, write_edge_list
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 
 # Two clusters {a, b} and {c, d}; hard steps b -> c (.02) and d -> a (.01).

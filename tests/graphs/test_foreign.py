@@ -13,8 +13,8 @@ from scipy import io as scipy_io
 from scipy import sparse as sp
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs import formats as f
-from mcot_torch.graphs.foreign import read_matrix_market, read_scipy
+from mcot_torch.graphs.formats import interchange as f
+from mcot_torch.graphs.formats.checked import read_matrix_market, read_scipy
 
 SUMS = "every row must sum to 1: divide counts by their row sums"
 

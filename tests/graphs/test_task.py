@@ -5,7 +5,7 @@ import pytest
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import TaskConfig, build_task
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 
 GRAPH = clustered_graph(6, 8)

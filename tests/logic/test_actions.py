@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 from mcot_torch.logic import LogicalActions, cyclic, symmetric
-from mcot_torch.walks import StepTable, walk_paths
+from mcot_torch.sampling.walks import StepTable, walk_paths
 
 
 def slow_value(graph, group, alpha, psi, path):

@@ -11,9 +11,9 @@ import torch
 from mcot_torch.chains import hitting_time
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task
-from mcot_torch.graphs.lifts import LiftedUnits
+from mcot_torch.graphs.families.lifts import LiftedUnits
 from mcot_torch.logic import all_bits, ball, concept_actions, cyclic, local_view, parity_values, symmetric, task_paths
-from mcot_torch.walks import StepTable, walk_paths
+from mcot_torch.sampling.walks import StepTable, walk_paths
 
 CASES = [(1, 8, 0, 0), (3, 16, 0, 1), (2, 24, 1, 0), (3, 32, 1, 5), (2, 64, 2, 0)]  # K, M, ρ, seed
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
-from mcot_torch.data import count_batch, path_batch
+from mcot_torch.sampling.datasets import count_batch, path_batch
 from mcot_torch.errors import InputError
 from mcot_torch.reasoners import (
     LinearReasoner,

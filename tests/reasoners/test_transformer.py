@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mcot_torch.reasoners import TransformerReasoner
-from mcot_torch.reasoners.context import ContextWalker
+from mcot_torch.reasoners.decoding import ContextWalker
 from mcot_torch.reasoners.transformer import Cache, _rotate
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.algorithms.configs import DistillConfig
+from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.config import Config
-from mcot_torch.evaluation import measure, measure_lift, subjects
+from mcot_torch.runs.config import Config
+from mcot_torch.evaluation.subjects import measure, measure_lift, subjects
 from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import TaskConfig, build_task
-from mcot_torch.pipeline import Models, Problem
-from mcot_torch.report.material import Material
-from mcot_torch.report.run import _curves
-from mcot_torch.scales import Scales
+from mcot_torch.runs.pipeline import Models, Problem
+from mcot_torch.report.page.material import Material
+from mcot_torch.runs.evaluate import _curves
+from mcot_torch.graphs.scales import Scales
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from test_report import HOSTILE
 
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.report.story import report
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.report.page.story import report
 
 
 @pytest.fixture(scope="module")

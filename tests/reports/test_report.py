@@ -11,14 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mcot_torch.figures import MODEL_COLOURS
-from mcot_torch.graphs.families import clustered_graph
+from mcot_torch.report.figures import MODEL_COLOURS
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.task import TaskConfig, build_task
-from mcot_torch.report import page as shell
-from mcot_torch.report import picture
-from mcot_torch.report.charts import log_axis
-from mcot_torch.report.picture import Picture
-from mcot_torch.report.story import report
+from mcot_torch.report.page import page as shell
+from mcot_torch.report.page import picture
+from mcot_torch.report.page.charts import log_axis
+from mcot_torch.report.page.picture import Picture
+from mcot_torch.report.page.story import report
 from mcot_torch.report.text import amount, number, typeset
 
 HOSTILE = "<script>window.pwned=1</script>"

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mcot_torch.evaluation import base_subject, reasoner_subject
+from mcot_torch.evaluation.subjects import base_subject, reasoner_subject
 from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import MetastableGraph, TaskConfig, build_task
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.report.sampling import Routes, chain_of_thought, erase_loops, frames, sample_routes
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.report.page.sampling import Routes, chain_of_thought, erase_loops, frames, sample_routes
 
 
 def test_loops_are_erased_as_they_close():

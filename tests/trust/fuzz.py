@@ -46,26 +46,26 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from scipy import sparse as sp
 
-import mcot_torch.run_folder
-from mcot_torch.algorithms.configs import PPOConfig, SearchConfig
+import mcot_torch.runs.run_folder
+from mcot_torch.algorithms.config import PPOConfig, SearchConfig
 from mcot_torch.algorithms.ppo import PPOStage
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
-from mcot_torch.config import STAGES, load_config, parse_train
-from mcot_torch.data import Steps
+from mcot_torch.runs.config import STAGES, load_config, parse_train
+from mcot_torch.sampling.datasets import Steps
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.graphs.files import read_edge_list
-from mcot_torch.graphs.formats import from_pandas, load_graph, save_graph, to_pandas
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.formats.edge_list import read_edge_list
+from mcot_torch.graphs.formats.interchange import from_pandas, load_graph, save_graph, to_pandas
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.pipeline import load_run, run
-from mcot_torch.progress import console
+from mcot_torch.runs.pipeline import load_run, run
+from mcot_torch.system.progress import console
 from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.run_folder import RunFolder
-from mcot_torch.saving import digest
-from mcot_torch.scales import Scales
-from mcot_torch.trainer_config import TrainerConfig
-from mcot_torch.training import Context, fit
+from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.system.files import digest
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.loop import Context, fit
 
 READERS = ("edge list", "graph", "run folder", "state", "GraphML", "Matrix Market", "SciPy", "pandas")
 ROOM = 2**30  # bytes that reading may take beyond what importing took
@@ -160,7 +160,7 @@ def run_folder(data: st.DataObject, home: Path) -> None:
     config = GOOD["config"]
     same = files.get("config.yaml") == GOOD["run"]["config.yaml"]
     reader = (lambda path: config) if same else load_config
-    with patch.object(mcot_torch.run_folder, "load_config", reader):
+    with patch.object(mcot_torch.runs.run_folder, "load_config", reader):
         load_run(RunFolder(folder), "cpu")
         for stage in STAGES:
             RunFolder(folder).history(stage)

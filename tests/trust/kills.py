@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mcot_torch.report  # noqa: F401  all that is heavy, before any fork
 from mcot_torch import cli
-from mcot_torch.config import STAGES
+from mcot_torch.runs.config import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("setup", *STAGES, "evaluate")

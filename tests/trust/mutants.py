@@ -343,7 +343,7 @@ def main() -> None:
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
-    import mcot_torch.pipeline  # noqa: F401  all that is heavy, before any fork; then the package itself is forgotten
+    import mcot_torch.runs.pipeline  # noqa: F401  all that is heavy, before any fork; then the package itself is forgotten
 
     for name in [name for name in sys.modules if name.split(".")[0] == "mcot_torch"]:
         del sys.modules[name]

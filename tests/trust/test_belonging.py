@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.config import config_hash, load_config, parse_train
+from mcot_torch.runs.config import config_hash, load_config, parse_train
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import MetastableGraph
-from mcot_torch.graphs.families import clustered_graph
-from mcot_torch.pipeline import load_run, run
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.runs.pipeline import load_run, run
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner
-from mcot_torch.run_folder import RunFolder
-from mcot_torch.saving import digest, read_json, save_tensors, whole_file, write_text
-from mcot_torch.training import load_state
+from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.system.files import digest, read_json, save_tensors, whole_file, write_text
+from mcot_torch.training.loop import load_state
 
 WORDS = shlex.split(
     "--graph.n_clusters 4 --graph.cluster_size 4 --graph.cluster complete --graph.epsilon .02 --graph.epsilon_max .1 "

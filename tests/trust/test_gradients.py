@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mcot_torch.algorithms.configs import DistillConfig, PPOConfig
+from mcot_torch.algorithms.config import DistillConfig, PPOConfig
 from mcot_torch.algorithms.distill import DistillStage, _fresh_student
 from mcot_torch.algorithms.ppo import PPOStage, clipped_surrogate, entropy, kl_divergence
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.rewards import gae
-from mcot_torch.data import PairCounts, count_batch, path_batch
+from mcot_torch.algorithms.rollouts import gae
+from mcot_torch.sampling.datasets import PairCounts, count_batch, path_batch
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner
-from mcot_torch.scales import Scales
-from mcot_torch.training import Context
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.training.loop import Context
 
 N = 6
 

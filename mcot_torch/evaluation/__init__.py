@@ -1,0 +1,1 @@
+"""Every model beside the exact chain: numbers only, no drawing."""

@@ -1,0 +1,1 @@
+"""Synthetic families of state graphs."""

@@ -1,0 +1,1 @@
+"""State graphs in and out of files and of other libraries."""

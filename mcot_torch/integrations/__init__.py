@@ -1,0 +1,1 @@
+"""Our reasoners in other libraries' hands."""

@@ -1,0 +1,1 @@
+"""report.html: one interactive page a run."""

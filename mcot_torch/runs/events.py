@@ -1,0 +1,121 @@
+"""What TensorBoard shows of a run beside its curves: named charts a stage, the configuration, final metrics, HPARAMS.
+
+Every run writes the same columns to the HPARAMS tab, whatever stages it ran, because TensorBoard takes them from one
+run only: with `--logdir runs` all runs can then be sorted and compared by any setting that decides their numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mcot_torch.runs.config import Config, flat_identity, to_yaml
+
+__all__ = ["LAYOUT", "METRICS", "final_metrics", "log_hyperparameters", "start_events"]
+
+_HARD = ("hard_step_min", "hard_step_mean", "hard_step_max")
+_ERRORS = ("sup_error", "row_tv_max", "row_tv_mean", "row_tv_easy_max")
+_CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {
+        "loss": ("loss",),
+        "distance to the graph's rows": _ERRORS,
+        "probability of the hard steps": _HARD,
+        "support": ("support_recall", "support_precision"),
+    },
+    "search": {"hard steps found": ("edges",), "steps sampled": ("transitions",)},
+    "ppo": {
+        "probability of the hard steps": _HARD,
+        "distance to optimum and pretrained": ("tv_to_optimum_max", "tv_to_pretrained_max"),
+        "distance to the rows at ε_max": _ERRORS,
+        "reward": ("mean_reward",),
+        "update": ("approx_kl", "clip_fraction"),
+        "entropy": ("entropy",),
+        "value": ("explained_variance",),
+    },
+    "distill": {"loss": ("loss",)},
+}
+_MODELS = ("base", "pretrained", "guided", "tuned", "student")
+
+LAYOUT = {
+    **{
+        f"{i} {stage}": {
+            title: ["Multiline", [f"^{stage}/{re.escape(name)}$" for name in names]] for title, names in charts.items()
+        }
+        for i, (stage, charts) in enumerate(_CHARTS.items(), start=1)
+    },
+    "5 all stages": {"steps a second": ["Multiline", ["^time/.*_steps_per_second$"]]},
+}
+"""Category -> title -> chart of the CUSTOM SCALARS tab; tags are regular expressions."""
+
+METRICS = (
+    *(
+        f"final/{model}/{name}"
+        for model in _MODELS
+        for name in ("hitting_time", "speedup", "row_tv_max", "hard_step_mean")
+    ),
+    *(f"final/student/{name}" for name in ("lifted_steps", "lifted_valid", "lifted_right_value")),
+    *(f"final/{model}/{name}" for model in _MODELS[1:] for name in ("valid_path", "right_value")),
+    *(f"final/search/{name}" for name in ("recall", "precision")),
+)
+"""Columns of the HPARAMS tab; a run has those of the stages that it has finished."""
+
+
+def start_events(writer: SummaryWriter, config: Config, manifest: Mapping[str, Any]) -> None:
+    """The layout and the texts, which every event file begins with."""
+    writer.add_custom_scalars(LAYOUT)
+    writer.add_text("run/configuration", _code("yaml", to_yaml(config)))
+    shown = {key: value for key, value in manifest.items() if key not in ("pieces", "seconds")}
+    writer.add_text("run/manifest", _code("json", json.dumps(shown, indent=2, ensure_ascii=False)))
+
+
+def _code(language: str, text: str) -> str:
+    """Text as a Markdown block that nothing in it can close."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def final_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Those of METRICS that the rows of evaluation.json have."""
+    found: dict[str, float | None] = {}
+    for model, row in rows.items():
+        exact = row["hitting_time_exact"]
+        found[f"final/{model}/hitting_time"] = row["hitting_time_sampled"]["mean"] if exact is None else exact
+        found[f"final/{model}/speedup"] = row["speedup"]
+        found[f"final/{model}/row_tv_max"] = row["row_tv_max"]
+        found[f"final/{model}/hard_step_mean"] = row["hard_step_probability"]["mean"]
+        found |= {f"final/{model}/{key}": row.get(key) for key in ("lifted_steps", "lifted_valid")}
+        judged = ("valid_path", "right_value", "lifted_right_value")
+        found |= {f"final/{model}/{key}": row[key]["share"] for key in judged if key in row}
+        if model == "guided":  # the tuned model and the student repeat what search found
+            found["final/search/recall"] = row["hard_step_recall"]
+            found["final/search/precision"] = row["hard_step_precision"]
+    return {key: float(value) for key, value in found.items() if value is not None and key in METRICS}
+
+
+def log_hyperparameters(writer: SummaryWriter, config: Config, metrics: Mapping[str, float]) -> None:
+    """The settings that decide a run's numbers beside its final metrics, for the HPARAMS tab.
+
+    A setting whose default is null is text in every run ("null", "0.05"), since a column has one type.
+    """
+    defaults = flat_identity(Config())
+    plain = (bool, int, float, str)
+    values = {
+        key: value
+        if isinstance(value, plain) and isinstance(defaults[key], plain)
+        else "null"
+        if value is None
+        else str(value)
+        for key, value in flat_identity(config).items()
+    }
+    columns, _, _ = hparams(values, dict.fromkeys(METRICS, 0.0))
+    _, begin, end = hparams(values, dict(metrics))
+    events = writer._get_file_writer()
+    for summary in (columns, begin, end):
+        events.add_summary(summary)
+    for key, value in metrics.items():
+        writer.add_scalar(key, value, 0)

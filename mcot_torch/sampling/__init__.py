@@ -1,0 +1,1 @@
+"""Samples of a chain: step tables, walks, transition counts, datasets."""

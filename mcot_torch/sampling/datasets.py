@@ -1,0 +1,143 @@
+"""The dataset module: what the stages train on, sampled from a chain.
+
+Every dataset is addressed by step: item i is a function of (seed, i) alone. A run that is killed goes on at item i + 1
+with the very batches that it would have seen, and needs no saved loader. All of them yield the same pair, so that one
+objective serves both feeders (THEORY, "Counts are sufficient"):
+
+- `states` (B, T) int64, contexts: every prefix of a row is one;
+- `after` (B, T, D) int64, next states, and `counts` (B, T, D), how often each of them was seen after its context.
+
+With window 1 a batch is the N states and the transition counts n(x, y) of all sampled walks: one forward pass over N
+states gives the identical gradient of one over every sampled step. With a longer one each context has the one next state
+that was sampled. Where several ranks train, each samples its share of the walks; counts are summed and their rows dealt
+out, paths stay where they were sampled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mcot_torch.system.ranks import own_rows, share, stream, total
+from mcot_torch.system.randomness import generator
+from mcot_torch.sampling.walks import StepTable, pair_counts, walk_counts, walk_paths
+
+__all__ = ["CountData", "PairCounts", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def count_batch(counts: Tensor, after: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Batch:
+    """Transition counts (N, D) of the successors `after` (N, D), of all N by default, as a batch of window 1.
+
+    states (N, 1), after (N, 1, D), counts (N, 1, D); of several ranks each has its rows.
+    """
+    states = torch.arange(len(counts), device=counts.device)
+    mine = own_rows(len(counts))
+    after = states.expand(len(counts), -1) if after is None else after
+    return states[mine, None], after[mine, None], counts[mine, None].to(dtype)
+
+
+def path_batch(paths: Tensor) -> Batch:
+    """(B, T + 1) paths as a batch: states (B, T), after and counts (B, T, 1), each next state once."""
+    after = paths[:, 1:, None]
+    return paths[:, :-1], after, torch.ones(after.shape, device=paths.device)
+
+
+def uniform_starts(n_walkers: int, n_states: int, seed_generator: torch.Generator) -> Tensor:
+    """(N,) float64: how many of `n_walkers` independent uniform starts fall on each state."""
+    device = seed_generator.device
+    starts = torch.randint(n_states, (n_walkers,), generator=seed_generator, device=device)
+    return torch.bincount(starts, minlength=n_states).double()
+
+
+class CountData(Dataset[Batch]):
+    """Transition counts of walks sampled once; every step sees all of them."""
+
+    def __init__(
+        self, table: StepTable, transitions: int, path_length: int, steps: int, seed: int, dtype: torch.dtype
+    ) -> None:
+        draw = generator(seed, "pretrain", "counts", *stream(), device=table.device)
+        starts = uniform_starts(share(max(1, round(transitions / path_length))), table.n_states, draw)
+        self.after = table.successors
+        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, D), of all ranks
+        self.batch = count_batch(self.counts, self.after, dtype)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch
+
+
+class PairData(Dataset[Batch]):
+    """Fresh i.i.d. pairs X_0 ~ Unif(S), X_1 ~ p(·|X_0) at every step (Theorem 3.1's setting), as counts."""
+
+    def __init__(self, table: StepTable, pairs: int, steps: int, seed: int, dtype: torch.dtype) -> None:
+        self.table, self.pairs, self.steps, self.seed, self.dtype = table, pairs, steps, seed, dtype
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        draw = generator(self.seed, "pretrain", "pairs", step, *stream(), device=self.table.device)
+        return count_batch(total(pair_counts(self.table, share(self.pairs), draw)), self.table.successors, self.dtype)
+
+
+class PathData(Dataset[Batch]):
+    """Fresh paths of `length` steps from uniform starts at every step, for a reasoner that reads its history."""
+
+    def __init__(self, table: StepTable, batch_size: int, length: int, steps: int, seed: int) -> None:
+        self.table, self.batch_size, self.length, self.steps, self.seed = table, batch_size, length, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def paths(self, step: int) -> Tensor:
+        """(batch_size, length + 1) int64, the paths of one step; of several ranks each its share of them."""
+        draw = generator(self.seed, "pretrain", "paths", step, *stream(), device=self.table.device)
+        starts = torch.randint(self.table.n_states, (share(self.batch_size),), generator=draw, device=self.table.device)
+        return walk_paths(self.table, starts, self.length, draw)
+
+    def __getitem__(self, step: int) -> Batch:
+        return path_batch(self.paths(step))
+
+
+class PairCounts(Dataset[Batch]):
+    """D_dist: pairs of clusters (ι(X_t), ι(X_{t+1})) along the teacher's chain, stays included, as counts.
+
+    Args:
+        after: (N, D) int64, next states of each state.
+        counts: (N, D) float64, how often the chain took each of those steps.
+        labels: (N,) int64, ι.
+        steps: gradient steps.
+    """
+
+    def __init__(self, after: Tensor, counts: Tensor, labels: Tensor, steps: int) -> None:
+        n_clusters = int(labels.max()) + 1
+        cells = (labels[:, None] * n_clusters + labels[after]).reshape(-1)
+        pairs = torch.zeros(n_clusters**2, dtype=torch.float64, device=counts.device)
+        self.counts = pairs.index_add_(0, cells, counts.reshape(-1)).view(n_clusters, -1)  # (K, K)
+        self.batch = count_batch(self.counts, dtype=torch.float64)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch
+
+
+class Steps(Dataset[int]):
+    """The numbers of the rounds, for a stage that samples its own data from the model it trains."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> int:
+        return step

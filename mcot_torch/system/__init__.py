@@ -1,0 +1,1 @@
+"""Nothing scientific: files, ranks, processes, progress, randomness, the machine."""
