@@ -20,12 +20,12 @@ from mcot_torch.algorithms.ppo import ppo
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
+from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.evaluation.subjects import measure, reasoner_subject
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
-from mcot_torch.system.machine import settle
-from mcot_torch.evaluation.measures import make_probe
-from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import TransformerReasoner
+from mcot_torch.system.machine import settle
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

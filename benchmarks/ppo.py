@@ -15,8 +15,8 @@ from mcot_torch.algorithms.ppo import clipped_surrogate, ppo
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import kl_weight, penalised
-from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

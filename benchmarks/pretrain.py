@@ -9,10 +9,10 @@ import torch
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt, trainer
 from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
 from mcot_torch.algorithms.pretrain import block_loss
-from mcot_torch.sampling.datasets import count_batch, path_batch, uniform_starts
-from mcot_torch.system.machine import compiled
 from mcot_torch.reasoners import TransformerReasoner
+from mcot_torch.sampling.datasets import count_batch, path_batch, uniform_starts
 from mcot_torch.sampling.walks import StepTable, walk_counts, walk_paths
+from mcot_torch.system.machine import compiled
 
 _BATCH, _LENGTH = 32, 32
 

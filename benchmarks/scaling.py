@@ -20,14 +20,14 @@ from mcot_torch.algorithms.ppo import ppo
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
 from mcot_torch.chains import hitting_times
-from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.experiments.fits import power_law
 from mcot_torch.graphs import GraphConfig, build_graph
-from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import TransformerReasoner
+from mcot_torch.sampling.datasets import count_batch
+from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
-from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
 
 K, M, LENGTH = 10, 32, 256
 AXES = {

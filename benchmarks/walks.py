@@ -7,8 +7,8 @@ from unittest import mock
 import torch
 
 from benchmarks.timing import Mark, Row, Settings, Work, copy_bandwidth, peer, race
-from mcot_torch.sampling import walks
 from mcot_torch.graphs import GraphConfig, build_graph
+from mcot_torch.sampling import walks
 from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
 
 # float64 uniform written and read, column and fraction written and read, two gathers of 8 bytes, state read and written,

@@ -19,8 +19,8 @@ import torch
 
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.puzzles import rooms_with_doors, tower_of_hanoi
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable, walk_paths
+from mcot_torch.system.randomness import generator
 
 LENGTH = 60  # steps of a trace
 EPSILON = 0.02

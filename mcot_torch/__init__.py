@@ -10,20 +10,20 @@ from mcot_torch.version import __version__
 
 _HOMES = {
     "graphs": ("GraphConfig", "MetastableGraph", "TaskConfig", "build_graph", "build_task"),
-    "graphs.formats": ("from_kernel", "load_graph", "save_graph"),
+    "graphs.formats.interchange": ("from_kernel", "load_graph", "save_graph"),
     "chains": ("hitting_time", "hitting_times", "meta_chain", "pair_kernel", "stationary_law", "survival"),
-    "assumptions": ("check_assumptions",),
+    "chains.assumptions": ("check_assumptions",),
     "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner"),
-    "scales": ("Scales",),
-    "algorithms.configs": ("DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig"),  # without Lightning
+    "graphs.scales": ("Scales",),
+    "algorithms.config": ("DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig"),  # without Lightning
     "algorithms.pretrain": ("pretrain",),
     "algorithms.search": ("search",),
     "algorithms.prm": ("PRM", "guidance"),
     "algorithms.ppo": ("ppo", "sign_ascent"),
     "algorithms.distill": ("distill", "lift"),
-    "reasoners.huggingface": ("to_huggingface",),
-    "rows": ("evaluate",),
-    "training": ("Context",),
+    "integrations.huggingface": ("to_huggingface",),
+    "evaluation.evaluate": ("evaluate",),
+    "training.loop": ("Context",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcot_torch.system.arguments import _key_types
+from mcot_torch.errors import InputError
+from mcot_torch.graphs import build_graph, build_task
 from mcot_torch.runs.config import (
     _DOMAINS,
     STAGES,
@@ -22,8 +23,7 @@ from mcot_torch.runs.config import (
     resolve_run_dir,
     to_yaml,
 )
-from mcot_torch.errors import InputError
-from mcot_torch.graphs import build_graph, build_task
+from mcot_torch.system.arguments import _key_types
 
 CONFIGS = sorted(
     set((Path(__file__).parent.parent / "configs").glob("*.yaml"))

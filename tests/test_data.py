@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mcot_torch.sampling.datasets import CountData, PairData, PathData, Steps, count_batch, path_batch, uniform_starts
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable
+from mcot_torch.system.randomness import generator
 
 
 @pytest.fixture

@@ -18,17 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mcot_torch.system import ranks as distributed
-from mcot_torch.runs import pipeline
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
 from mcot_torch.chains import hitting_time
-from mcot_torch.runs.config import Config, check, config_hash, differences
-from mcot_torch.sampling.datasets import CountData, count_batch
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.graphs import build_task
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.runs.pipeline import pick_device
 from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.runs import pipeline
+from mcot_torch.runs.config import Config, check, config_hash, differences
+from mcot_torch.runs.pipeline import pick_device
+from mcot_torch.sampling.datasets import CountData, count_batch
+from mcot_torch.system import ranks as distributed
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context, fit, load_state
 

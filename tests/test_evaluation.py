@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.evaluation import subjects as evaluation
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.chains import hitting_time
+from mcot_torch.evaluation import subjects as evaluation
+from mcot_torch.evaluation.measures import hard_step_probabilities, make_probe, precision_recall, row_tv
 from mcot_torch.evaluation.subjects import (
     base_subject,
     cluster_truth,
@@ -17,10 +18,9 @@ from mcot_torch.evaluation.subjects import (
     subjects,
 )
 from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task
-from mcot_torch.evaluation.measures import hard_step_probabilities, make_probe, precision_recall, row_tv
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.runs.evaluate import shortest_path
-from mcot_torch.graphs.scales import Scales
 
 
 @pytest.fixture(scope="module")

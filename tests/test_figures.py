@@ -11,11 +11,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
-from mcot_torch.report import figures
 from mcot_torch.chains import pair_kernel, survival
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 from mcot_torch.graphs.task import TaskConfig, build_task
+from mcot_torch.report import figures
 
 GRAPH = clustered_graph(4, 8, 0.01, seed=1)
 SAMPLE = {"mean": 1010.0, "low": 950.0, "high": 1070.0, "n": 1000, "censored": 0, "horizon": 12000}

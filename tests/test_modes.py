@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mcot_torch.runs.config import parse_train
 from mcot_torch.errors import InputError
+from mcot_torch.runs.config import parse_train
 from mcot_torch.runs.pipeline import run
 
 TINY = """\

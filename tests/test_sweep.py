@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from mcot_torch.cli.sweep import main
 from mcot_torch.report.figures.parallel import parallel_figure
 from mcot_torch.runs.folders import find_runs
 from mcot_torch.runs.sweeps import engines
-from mcot_torch.cli.sweep import main
 from mcot_torch.runs.sweeps.spec import read_spec
 
 ROOT = Path(__file__).parents[1]

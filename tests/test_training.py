@@ -9,8 +9,8 @@ from mcot_torch.algorithms.ppo import PPOConfig, PPOStage, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.errors import NonFiniteError
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context, cosine, load_state, save_state
 

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from mcot_torch import chains
-from mcot_torch.sampling import walks
 from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.sampling import walks
 from mcot_torch.sampling.walks import StepTable, TableWalker, first_hitting_times, pair_counts, walk_counts, walk_paths
 
 RARE = 1e-5

@@ -23,17 +23,17 @@ from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import avoid
-from mcot_torch.sampling.datasets import Batch, PairCounts, uniform_starts
-from mcot_torch.system.ranks import from_first, mean, share, stream, total
 from mcot_torch.errors import InputError
-from mcot_torch.system.randomness import generator
-from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
 from mcot_torch.reasoners.transformer import TransformerReasoner
-from mcot_torch.graphs.scales import Scales
-from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
+from mcot_torch.sampling.datasets import Batch, PairCounts, uniform_starts
 from mcot_torch.sampling.walks import walk_counts
+from mcot_torch.system.randomness import generator
+from mcot_torch.system.ranks import from_first, mean, share, stream, total
+from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
 
 __all__ = ["DistillConfig", "Labels", "distill", "label_states", "lift", "record_counts"]
 

@@ -29,12 +29,12 @@ from mcot_torch.algorithms.rollouts import (
     one_step_rollout,
     soft_values,
 )
-from mcot_torch.sampling.datasets import Steps
-from mcot_torch.system.ranks import largest, own_rows, share, stream, total, whole, world_size
-from mcot_torch.system.randomness import generator
-from mcot_torch.reasoners.reasoner import Reasoner
-from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.sampling.datasets import Steps
+from mcot_torch.system.randomness import generator
+from mcot_torch.system.ranks import largest, own_rows, share, stream, total, whole, world_size
 from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
 
 _MOST_SOLVED = 4096  # states of which the optimum of a discounted reward is solved for, a few (N, N) systems

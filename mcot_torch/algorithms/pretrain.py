@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcot_torch.algorithms.config import PretrainConfig
-from mcot_torch.sampling.datasets import Batch, CountData, PairData, PathData
-from mcot_torch.system.ranks import from_first, mean, total
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.system.machine import compiled
-from mcot_torch.reasoners.reasoner import Reasoner
-from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
+from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.sampling.datasets import Batch, CountData, PairData, PathData
 from mcot_torch.sampling.walks import StepTable
+from mcot_torch.system.machine import compiled
+from mcot_torch.system.ranks import from_first, mean, total
+from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
 
 __all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
 

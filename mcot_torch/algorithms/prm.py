@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.system.randomness import generator
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.reasoner import Policy, entries_at
 from mcot_torch.system.files import write_text
-from mcot_torch.graphs.scales import Scales
+from mcot_torch.system.randomness import generator
 
 __all__ = ["PRM", "guidance", "tilt", "tilt_strength"]
 

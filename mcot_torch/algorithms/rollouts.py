@@ -20,11 +20,11 @@ from torch import Tensor
 
 from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.algorithms.prm import tilt_strength
-from mcot_torch.sampling.datasets import count_batch, uniform_starts
-from mcot_torch.system.ranks import share, total
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.sampling.datasets import count_batch, uniform_starts
 from mcot_torch.sampling.walks import walk_counts
+from mcot_torch.system.ranks import share, total
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
 """λ of each context: (states (B, T), log p_ref (B, T, S) of the steps that the policy lists) -> (B, T)."""

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from mcot_torch.algorithms.config import SearchConfig
-from mcot_torch.system.ranks import any_of, from_first, is_first
-from mcot_torch.system.progress import progress_bar
-from mcot_torch.system.randomness import generator
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
 from mcot_torch.system.files import READ_ERRORS
-from mcot_torch.graphs.scales import Scales
+from mcot_torch.system.progress import progress_bar
+from mcot_torch.system.randomness import generator
+from mcot_torch.system.ranks import any_of, from_first, is_first
 from mcot_torch.training.loop import Context, interruptible, load_state, save_state, unreadable
 
 __all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]

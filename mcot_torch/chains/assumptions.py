@@ -10,21 +10,18 @@ configuration (.yaml).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse as sp
 from scipy.sparse.csgraph import shortest_path
 
 from mcot_torch.chains import meta_chain, pseudo_spectral_gap, stationary_law, stochastic_complement
-from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.task import Task, TaskConfig, build_task
+from mcot_torch.graphs.task import Task
 
-__all__ = ["AssumptionReport", "check_assumptions", "main", "summary_lines"]
+__all__ = ["AssumptionReport", "check_assumptions", "shown_offenders", "summary_lines", "verdict"]
 
 SMALLEST_GAP = 0.05
 """A1 [ours]: least pseudo-spectral gap of a dense cluster. Gaps above it show within 1/.05 = 20 powers of the kernel."""
@@ -162,13 +159,15 @@ def _inbound(graph: MetastableGraph) -> AssumptionReport:
 # ---- telling --------------------------------------------------------------------------------------------------------
 
 
-def _verdict(report: AssumptionReport) -> str:
+def verdict(report: AssumptionReport) -> str:
+    """The outcome of a check in one word, for tables: holds, fails, constant, or - where nothing was measured."""
     if report.passed is None:
         return "constant" if report.constants else "-"
     return "holds" if report.passed else "FAILS"
 
 
-def _shown(offenders: Sequence[str], most: int) -> str:
+def shown_offenders(offenders: Sequence[str], most: int) -> str:
+    """The first `most` offenders as text, and how many more there are."""
     return "; ".join(offenders[:most]) + (f"; and {len(offenders) - most} more" if len(offenders) > most else "")
 
 
@@ -176,58 +175,6 @@ def summary_lines(reports: Sequence[AssumptionReport]) -> list[str]:
     """One line an assumption, for train.py."""
     lines = []
     for report in reports:
-        broken = f"  ({_shown(report.offenders, 2)})" if report.offenders else ""
-        lines.append(f"{report.name} {_verdict(report):<8} {report.text}{broken}")
+        broken = f"  ({shown_offenders(report.offenders, 2)})" if report.offenders else ""
+        lines.append(f"{report.name} {verdict(report):<8} {report.text}{broken}")
     return lines
-
-
-def _load(path: Path) -> tuple[MetastableGraph, Task | None]:
-    """The graph in a file, and the task: the configuration's, else the default one where the graph has it."""
-    if path.suffix in (".yaml", ".yml"):
-        from mcot_torch.runs.config import load_config
-        from mcot_torch.graphs.build import build_graph
-
-        config = load_config(path)
-        graph = build_graph(config.graph)
-        return graph, build_task(config.task, graph)
-    if path.suffix in (".csv", ".tsv", ".tab"):
-        from mcot_torch.graphs.formats.edge_list import read_edge_list
-
-        graph = read_edge_list(path)
-    elif path.suffix in (".npz", ".graphml", ".mtx"):
-        from mcot_torch.graphs.formats.interchange import load_graph
-
-        graph = load_graph(path)
-    else:
-        raise InputError(f"{path}: give a graph.npz, an edge list (.csv, .tsv) or a configuration (.yaml)")
-    return graph, build_task(TaskConfig(), graph)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mcot_torch.assumptions GRAPH`; returns the exit status."""
-    prog, words = "python -m mcot_torch.assumptions", list(sys.argv[1:] if argv is None else argv)
-    if words in (["-h"], ["--help"]):
-        print(__doc__)
-        return 0
-    if len(words) != 1:
-        print(f"{prog}: error: give one file: a graph.npz, an edge list or a configuration", file=sys.stderr)
-        return 2
-    try:
-        graph, task = _load(Path(words[0]))
-    except InputError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    from rich.table import Table
-
-    from mcot_torch.system.progress import console
-
-    heading = f"{graph.n_states:,} states, {graph.n_clusters} clusters, ε = {graph.epsilon:g}"
-    table = Table("", "assumption", "verdict", "measured", "broken by", title=heading, title_justify="left")
-    for report in check_assumptions(graph, task):
-        table.add_row(report.name, report.title, _verdict(report), report.text, _shown(report.offenders, 4))
-    console.print(table, highlight=False, markup=False)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

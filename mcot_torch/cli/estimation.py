@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from mcot_torch.estimation.estimate import Estimate, EstimationConfig, estimate
-    from mcot_torch.report.estimation import estimate_parts, show, trace_parts, write_report
     from mcot_torch.estimation.traces import TraceReport, analyse_traces, read_traces
     from mcot_torch.estimation.trajectories import read_trajectories
     from mcot_torch.graphs.task import TaskConfig
+    from mcot_torch.report.estimation import estimate_parts, show, trace_parts, write_report
     from mcot_torch.system.progress import say
 
     config = EstimationConfig(options.clusters, options.method, options.min_visits, options.draws, options.seed)
@@ -141,7 +141,3 @@ def read_embedding(text: str) -> Embedding:
     except (ImportError, AttributeError) as error:
         raise InputError(f"embedding is {text!r}: {error}") from None
     return function
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

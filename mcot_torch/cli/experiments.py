@@ -151,7 +151,3 @@ def _list(options: DocsOptions) -> int:
         table.add_row(name, load(name).title, json.loads(file.read_text())["verdict"] if file.exists() else "-")
     console.print(table)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -61,11 +61,11 @@ def _convert(source: str, target: str, clusters: str | None, threshold: float | 
 
 def puzzle_table(folder: Path) -> str:
     """Markdown: sizes of every puzzle, what A1 to A5 come to on its configuration, and its exact hitting times."""
-    from mcot_torch.chains.assumptions import check_assumptions
     from mcot_torch.chains import hitting_time
-    from mcot_torch.runs.config import load_config
+    from mcot_torch.chains.assumptions import check_assumptions
     from mcot_torch.graphs.build import build_graph, resolve_epsilon_max
     from mcot_torch.graphs.task import build_task
+    from mcot_torch.runs.config import load_config
 
     head = "puzzle | N | K | M | hard steps | ε | A1 | A2 | A3 | A4: min q*·M/ε | A5 | E[τ] at ε | at ε_max"
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
@@ -98,7 +98,3 @@ def puzzle_table(folder: Path) -> str:
 
 def _holds(passed: bool | None) -> str:
     return "holds" if passed else "fails"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

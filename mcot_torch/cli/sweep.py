@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcot_torch.system.arguments import Parser
 from mcot_torch.cli import status
 from mcot_torch.errors import InputError
+from mcot_torch.system.arguments import Parser
 
 __all__ = ["SweepOptions", "main"]
 
@@ -43,9 +43,9 @@ def _sweep(words: Sequence[str]) -> int:
     from mcot_torch.runs.sweeps.spec import Run, read_spec
 
     sweep = read_spec(Path(options.spec))
-    from mcot_torch.system.progress import console, progress_bar, say
     from mcot_torch.runs.sweeps.engines import ENGINES, default_jobs, is_done
     from mcot_torch.runs.sweeps.results import collect, compare, last_line, table, write
+    from mcot_torch.system.progress import console, progress_bar, say
 
     waiting = [run for run in sweep.runs if not is_done(run)]
     jobs = options.jobs or default_jobs(sweep.runs)
@@ -75,7 +75,3 @@ def _sweep(words: Sequence[str]) -> int:
     if failed:
         say(f"{len(failed)} of {len(sweep.runs)} runs failed; what they printed is in {sweep.folder / 'logs'}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.system.randomness import generator
 from mcot_torch.reasoners.reasoner import Policy, Reasoner
+from mcot_torch.system.randomness import generator
 
 __all__ = ["entries", "hard_step_probabilities", "make_probe", "own_paths", "precision_recall", "row_tv"]
 

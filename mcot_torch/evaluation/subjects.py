@@ -28,14 +28,14 @@ from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.chains import hitting_time, pair_kernel, rescale, restricted_mean
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.task import Task
 from mcot_torch.evaluation.measures import hard_step_probabilities, own_paths, precision_recall, row_tv
-from mcot_torch.system.randomness import generator
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.graphs.task import Task
 from mcot_torch.reasoners.reasoner import Policy, Reasoner
 from mcot_torch.reasoners.student import Student
-from mcot_torch.graphs.scales import Scales
 from mcot_torch.sampling.walks import StepTable, TableWalker, Walker, first_hitting_times
+from mcot_torch.system.randomness import generator
 
 __all__ = ["Subject", "cluster_truth", "measure", "measure_lift", "subjects"]
 

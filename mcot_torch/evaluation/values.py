@@ -25,13 +25,13 @@ from torch import Tensor
 from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.subjects import Row, Subject
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.groups import Group
-from mcot_torch.system.randomness import generator
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
-from mcot_torch.graphs.scales import Scales
 from mcot_torch.sampling.walks import Walker
+from mcot_torch.system.randomness import generator
 
 __all__ = ["Learned", "ValueWalker", "Values", "learn_actions", "path_values", "step_matrix", "wilson"]
 

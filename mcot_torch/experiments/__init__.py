@@ -53,5 +53,6 @@ def load(name: str) -> Experiment[Any]:
         near = difflib.get_close_matches(name, [*NAMES, "all", "list", "docs"], n=1)
         hint = f"did you mean {near[0]}?" if near else "`list` names them"
         raise InputError(f"there is no experiment {name!r}; {hint}")
-    experiment: Experiment[Any] = import_module(f"mcot_torch.experiments.{name}").EXPERIMENT
+    room = "claims" if name in PAPER else "questions"
+    experiment: Experiment[Any] = import_module(f"mcot_torch.experiments.{room}.{name}").EXPERIMENT
     return experiment

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import Cluster, Entries, Shape, clustered_graph
+from mcot_torch.graphs.families.lifts import LiftedUnits
 from mcot_torch.graphs.formats.edge_list import read_edge_list
 from mcot_torch.graphs.formats.interchange import load_graph
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.families.lifts import LiftedUnits
 from mcot_torch.graphs.puzzles import (
     propositional_rewriting,
     river_crossing,

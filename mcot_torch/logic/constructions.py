@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.families.lifts import ENTRY, SIDE, UP, LiftedUnits
+from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.groups import Group, cyclic
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mcot_torch.algorithms.search import search
-from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.families.lifts import LiftedUnits
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.logic.constructions import ball, task_paths
 from mcot_torch.logic.oracle import CorruptedOracle
 from mcot_torch.reasoners.reasoner import Reasoner
-from mcot_torch.graphs.scales import Scales
 from mcot_torch.training.loop import Context
 
 __all__ = [

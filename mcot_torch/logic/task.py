@@ -8,8 +8,8 @@ from typing import Literal
 
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.build import DEFAULT_EPSILON, GraphConfig
-from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.families.lifts import LiftedUnits
+from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.constructions import concept_actions
 from mcot_torch.logic.groups import Group, cyclic, symmetric

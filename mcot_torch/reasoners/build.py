@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from mcot_torch.errors import InputError
-from mcot_torch.system.randomness import generator
-from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.transformer import TransformerReasoner
+from mcot_torch.system.randomness import generator
 
 __all__ = ["ReasonerConfig", "build_reasoner"]
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mcot_torch.errors import InputError
-from mcot_torch.system.files import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 from mcot_torch.sampling.walks import StepTable, TableWalker, Walker
+from mcot_torch.system.files import READ_ERRORS, read_json, read_tensors, save_tensors, tensor_shapes, write_text
 
 __all__ = ["Policy", "Reasoner", "entries_at", "lists_pay", "load_reasoner", "rows_at_once"]
 

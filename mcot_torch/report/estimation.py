@@ -196,8 +196,8 @@ def as_json(report: Estimate | TraceReport) -> dict[str, Any]:
 
 def write_report(report: Estimate | TraceReport, title: str, folder: Path) -> list[Path]:
     """Write report.md, report.json and, of a metastable chain, graph.npz and graph.png; returns the files."""
-    from mcot_torch.report.figures import graph_figure, save
     from mcot_torch.graphs.task import TaskConfig, build_task
+    from mcot_torch.report.figures import graph_figure, save
 
     found = report.estimate if isinstance(report, TraceReport) else report
     parts = trace_parts(report) if isinstance(report, TraceReport) else estimate_parts(found)

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import yaml
 
 from mcot_torch.algorithms.config import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
-from mcot_torch.system.arguments import Parser
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.build import GraphConfig
 from mcot_torch.graphs.task import TaskConfig
 from mcot_torch.logic.task import LogicConfig
 from mcot_torch.reasoners.build import ReasonerConfig
+from mcot_torch.system.arguments import Parser
 from mcot_torch.training.config import TrainerConfig
 
 __all__ = [

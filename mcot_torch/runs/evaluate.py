@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from mcot_torch.chains import survival
-from mcot_torch.runs.config import STAGES, Config
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.subjects import Row, Subject, measure, measure_lift, subjects
-from mcot_torch.graphs import MetastableGraph
 from mcot_torch.evaluation.values import Values
-from mcot_torch.system.machine import settle
-from mcot_torch.runs.pipeline import Models, Problem, load_run
-from mcot_torch.system.progress import console, progress_bar
+from mcot_torch.graphs import MetastableGraph
 from mcot_torch.report.page.material import Material
 from mcot_torch.report.page.story import report
-from mcot_torch.report.tables import as_markdown, expected_time, result_tables, rows_as_csv
 from mcot_torch.report.page.values import value_table
+from mcot_torch.report.tables import as_markdown, expected_time, result_tables, rows_as_csv
+from mcot_torch.runs.config import STAGES, Config
+from mcot_torch.runs.pipeline import Models, Problem, load_run
 from mcot_torch.runs.run_folder import RunFolder
 from mcot_torch.system.files import write_text
+from mcot_torch.system.machine import settle
+from mcot_torch.system.progress import console, progress_bar
 
 __all__ = ["evaluate_run", "shortest_path"]
 

@@ -24,23 +24,23 @@ from mcot_torch.algorithms.ppo import ppo, sign_ascent
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
-from mcot_torch.chains.assumptions import check_assumptions, summary_lines
 from mcot_torch.chains import hitting_time
-from mcot_torch.runs.config import STAGES, Config, resolve_run_dir
-from mcot_torch.system.ranks import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
+from mcot_torch.chains.assumptions import check_assumptions, summary_lines
 from mcot_torch.errors import InputError
+from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.logic import LogicalActions
 from mcot_torch.logic.task import build_actions
-from mcot_torch.system.machine import settle
-from mcot_torch.evaluation.measures import make_probe
-from mcot_torch.runs.memory import check_memory
-from mcot_torch.system.progress import console, say
 from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
+from mcot_torch.runs.config import STAGES, Config, resolve_run_dir
+from mcot_torch.runs.memory import check_memory
 from mcot_torch.runs.run_folder import RunFolder
 from mcot_torch.system.files import refuse_links
-from mcot_torch.graphs.scales import Scales
+from mcot_torch.system.machine import settle
+from mcot_torch.system.progress import console, say
+from mcot_torch.system.ranks import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
 from mcot_torch.training.loop import Context, Metrics
 
 __all__ = ["Models", "Problem", "load_models", "load_run", "pick_device", "prepare", "run"]

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from mcot_torch.runs.config import STAGES, Config, config_hash, differences, load_config, to_yaml
-from mcot_torch.system.ranks import is_first
 from mcot_torch.errors import InputError
-from mcot_torch.runs.events import start_events
 from mcot_torch.reasoners import Reasoner
+from mcot_torch.runs.config import STAGES, Config, config_hash, differences, load_config, to_yaml
+from mcot_torch.runs.events import start_events
 from mcot_torch.system.files import digest, read_json, refuse_links, write_text
+from mcot_torch.system.ranks import is_first
 from mcot_torch.training.loop import Context, Metrics, check_history, load_state
 from mcot_torch.version import __version__
 
@@ -280,7 +280,7 @@ def _source(config: Config) -> str:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that the package runs from, if it runs from one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

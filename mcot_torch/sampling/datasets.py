@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mcot_torch.system.ranks import own_rows, share, stream, total
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable, pair_counts, walk_counts, walk_paths
+from mcot_torch.system.randomness import generator
+from mcot_torch.system.ranks import own_rows, share, stream, total
 
 __all__ = ["CountData", "PairCounts", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
 

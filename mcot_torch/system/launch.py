@@ -67,13 +67,19 @@ def launch(prog: str, words: Sequence[str], devices: int) -> int:
 
 def child_command(prog: str, words: Sequence[str]) -> list[str]:
     """The command of a process that runs train.py under the name `prog` and ends when its standard input does."""
-    return [sys.executable, "-P", "-c", f"from mcot_torch.system.launch import child_main; child_main({prog!r})", *words]
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        f"from mcot_torch.system.launch import child_main; child_main({prog!r})",
+        *words,
+    ]
 
 
 def child_environment() -> dict[str, str]:
     """This process's environment, in which a child finds this very package."""
     inherited = os.environ.get("PYTHONPATH")
-    path = [str(Path(__file__).parents[1]), *([inherited] if inherited else [])]
+    path = [str(Path(__file__).parents[2]), *([inherited] if inherited else [])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 

@@ -28,11 +28,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcot_torch.system.ranks import any_of, is_first, local_world_size, mean, world_size
 from mcot_torch.errors import InputError, NonFiniteError
-from mcot_torch.system.progress import Bar, progress_bar
 from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
 from mcot_torch.system.files import READ_ERRORS, read_tensors, save_tensors
+from mcot_torch.system.progress import Bar, progress_bar
+from mcot_torch.system.ranks import any_of, is_first, local_world_size, mean, world_size
 from mcot_torch.training.config import TrainerConfig
 
 __all__ = ["Context", "Stage", "cosine", "fit", "interruptible", "load_state", "save_state"]

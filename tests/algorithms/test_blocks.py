@@ -7,11 +7,11 @@ import torch
 from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM, guidance
-from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.evaluation.measures import make_probe
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.reasoners import reasoner as base
-from mcot_torch.graphs.scales import Scales
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

@@ -10,11 +10,11 @@ import torch
 from mcot_torch import chains
 from mcot_torch.algorithms.distill import DistillConfig, distill, label_states, lift, record_counts
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.sampling.datasets import PairCounts
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
-from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner
+from mcot_torch.sampling.datasets import PairCounts
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

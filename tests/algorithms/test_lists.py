@@ -11,12 +11,12 @@ from mcot_torch.algorithms.ppo import PPOConfig, PPOStage
 from mcot_torch.algorithms.pretrain import PretrainConfig, block_loss, pretrain
 from mcot_torch.algorithms.prm import PRM, guidance, tilt_strength
 from mcot_torch.algorithms.search import avoid
-from mcot_torch.sampling.datasets import path_batch
-from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.evaluation.measures import make_probe
+from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner
 from mcot_torch.reasoners import reasoner as base
-from mcot_torch.graphs.scales import Scales
+from mcot_torch.sampling.datasets import path_batch
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

@@ -21,10 +21,10 @@ from mcot_torch.algorithms.ppo import (
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import Rollout
-from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.graphs.families.clustered import clustered_graph
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context, Stage
 

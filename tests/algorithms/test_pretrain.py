@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood, pretrain
-from mcot_torch.sampling.datasets import CountData, PathData, count_batch
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.sampling.datasets import CountData, PathData, count_batch
+from mcot_torch.sampling.walks import StepTable, walk_paths
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
-from mcot_torch.sampling.walks import StepTable, walk_paths
 
 
 def context(seed=0, probe=None):

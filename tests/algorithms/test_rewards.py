@@ -17,9 +17,9 @@ from mcot_torch.algorithms.rollouts import (
     penalised,
     soft_values,
 )
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.reasoners import reasoner as base
-from mcot_torch.graphs.scales import Scales
 
 
 def tensor(values):

@@ -22,8 +22,8 @@ from mcot_torch.algorithms.search import (
 )
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mcot_torch.errors import InputError
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.integrations.huggingface import to_huggingface
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 
 SIZES = [
     {},

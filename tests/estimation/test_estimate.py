@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mcot_torch.chains import hitting_time
-from mcot_torch.errors import InputError
 from mcot_torch.cli.estimation import main, train_command
+from mcot_torch.errors import InputError
 from mcot_torch.estimation.estimate import EstimationConfig, estimate
 from mcot_torch.estimation.trajectories import Trajectories
 from mcot_torch.graphs import (
@@ -24,8 +24,8 @@ from mcot_torch.graphs import (
 )
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.puzzles import tower_of_hanoi
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable, walk_paths
+from mcot_torch.system.randomness import generator
 
 
 def walks(graph, n_walks=20, n_steps=1500, seed=0):

@@ -14,8 +14,8 @@ pytest.importorskip("sklearn")
 
 from sklearn.metrics import adjusted_rand_score
 
-from mcot_torch.errors import InputError
 from mcot_torch.cli.estimation import main, read_embedding
+from mcot_torch.errors import InputError
 from mcot_torch.estimation.estimate import EstimationConfig
 from mcot_torch.estimation.texts import kinds_of_steps, kinetic_map, normalise
 from mcot_torch.estimation.traces import Trace, analyse_traces, read_traces

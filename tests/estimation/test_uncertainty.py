@@ -16,8 +16,8 @@ from mcot_torch.estimation.uncertainty import (
 )
 from mcot_torch.graphs import TaskConfig, build_task
 from mcot_torch.graphs.families.clustered import clustered_graph
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable, walk_paths
+from mcot_torch.system.randomness import generator
 
 
 def walks(graph, n_walks, n_steps, seed):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from mcot_torch.cli.experiments import _deciding, main
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import NAMES, load
-from mcot_torch.cli.experiments import _deciding, main
 from mcot_torch.experiments.base import CONSTANTS, FAILS, HOLDS, Experiment, Number, judge
 from mcot_torch.experiments.documentation import write_docs
 from mcot_torch.experiments.fits import mean_number, power_law, power_laws, slope, straight_line

@@ -7,11 +7,11 @@ import pytest
 from scipy import io as scipy_io
 from scipy import sparse as sp
 
+from mcot_torch.cli.graphs import main, puzzle_table
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import GraphConfig, build_graph
-from mcot_torch.graphs.formats import interchange as f
-from mcot_torch.cli.graphs import main, puzzle_table
 from mcot_torch.graphs.families.clustered import clustered_graph
+from mcot_torch.graphs.formats import interchange as f
 from mcot_torch.graphs.puzzles import tower_of_hanoi
 
 

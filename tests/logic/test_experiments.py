@@ -8,8 +8,8 @@ from matplotlib.collections import LineCollection
 from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import CONSTANTS, FAILS
 from mcot_torch.experiments.claims.sda import EXPERIMENT, Settings, measure, points, summarise
-from mcot_torch.report.figures.logic import concept_figure
 from mcot_torch.graphs.families.lifts import LiftedUnits
+from mcot_torch.report.figures.logic import concept_figure
 
 SMALL = Settings(n_units=[1, 2, 3], cluster_size=16, walked=5, seeds=1)
 

@@ -15,22 +15,22 @@ from scipy.stats import binomtest
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.runs.config import load_config, parse_train
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.subjects import measure, measure_lift, student_subject, subjects
-from mcot_torch.runs.events import METRICS, final_metrics
+from mcot_torch.evaluation.values import Values, ValueWalker, learn_actions, path_values, step_matrix, wilson
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.families.lifts import LiftedUnits
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.logic import LogicalActions, concept_actions, cyclic, symmetric
 from mcot_torch.logic.task import LogicConfig, build_actions, named_group
-from mcot_torch.evaluation.values import Values, ValueWalker, learn_actions, path_values, step_matrix, wilson
-from mcot_torch.runs.pipeline import prepare, run
 from mcot_torch.report.page.values import value_section, value_table
-from mcot_torch.graphs.scales import Scales
-from mcot_torch.training.loop import Context
+from mcot_torch.runs.config import load_config, parse_train
+from mcot_torch.runs.events import METRICS, final_metrics
+from mcot_torch.runs.pipeline import prepare, run
 from mcot_torch.sampling.walks import StepTable, first_hitting_times, walk_paths
+from mcot_torch.training.loop import Context
 
 S3 = symmetric(3)
 

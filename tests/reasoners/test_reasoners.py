@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from scipy import stats
 
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
-from mcot_torch.sampling.datasets import count_batch, path_batch
 from mcot_torch.errors import InputError
 from mcot_torch.reasoners import (
     LinearReasoner,
@@ -18,6 +17,7 @@ from mcot_torch.reasoners import (
     build_reasoner,
     load_reasoner,
 )
+from mcot_torch.sampling.datasets import count_batch, path_batch
 
 
 def seeded(seed):

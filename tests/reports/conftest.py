@@ -13,14 +13,14 @@ import torch
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.runs.config import Config
 from mcot_torch.evaluation.subjects import measure, measure_lift, subjects
 from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import TaskConfig, build_task
-from mcot_torch.runs.pipeline import Models, Problem
-from mcot_torch.report.page.material import Material
-from mcot_torch.runs.evaluate import _curves
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.report.page.material import Material
+from mcot_torch.runs.config import Config
+from mcot_torch.runs.evaluate import _curves
+from mcot_torch.runs.pipeline import Models, Problem
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ import pytest
 from scipy.stats import trim_mean
 
 from mcot_torch.algorithms.config import PPOConfig
-from mcot_torch.runs.config import Config, EvaluateOptions, to_yaml
 from mcot_torch.errors import InputError
-from mcot_torch.runs.folders import find_runs
-from mcot_torch.report.compare.groups import compare_runs, group_runs, interquartile_mean, read_run, summarise
 from mcot_torch.report.compare.files import as_csv, as_dict, as_latex, as_markdown
+from mcot_torch.report.compare.groups import compare_runs, group_runs, interquartile_mean, read_run, summarise
+from mcot_torch.runs.config import Config, EvaluateOptions, to_yaml
+from mcot_torch.runs.folders import find_runs
 
 MODELS = ("base", "pretrained", "guided", "tuned", "student")
 

@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mcot_torch.report.figures import MODEL_COLOURS
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.task import TaskConfig, build_task
+from mcot_torch.report.figures import MODEL_COLOURS
 from mcot_torch.report.page import page as shell
 from mcot_torch.report.page import picture
 from mcot_torch.report.page.charts import log_axis

@@ -51,19 +51,19 @@ from mcot_torch.algorithms.config import PPOConfig, SearchConfig
 from mcot_torch.algorithms.ppo import PPOStage
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
-from mcot_torch.runs.config import STAGES, load_config, parse_train
-from mcot_torch.sampling.datasets import Steps
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.formats.edge_list import read_edge_list
 from mcot_torch.graphs.formats.interchange import from_pandas, load_graph, save_graph, to_pandas
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.runs.pipeline import load_run, run
-from mcot_torch.system.progress import console
-from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.runs.run_folder import RunFolder
-from mcot_torch.system.files import digest
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.runs.config import STAGES, load_config, parse_train
+from mcot_torch.runs.pipeline import load_run, run
+from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.sampling.datasets import Steps
+from mcot_torch.system.files import digest
+from mcot_torch.system.progress import console
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context, fit
 

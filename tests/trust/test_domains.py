@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.runs import memory as memory_module
-from mcot_torch.system.arguments import _key_types
-from mcot_torch.runs.config import _DOMAINS, Config, check, parse_train
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import build_graph
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.runs import memory as memory_module
+from mcot_torch.runs.config import _DOMAINS, Config, check, parse_train
 from mcot_torch.runs.memory import check_memory, memory, tables
 from mcot_torch.runs.pipeline import prepare
-from mcot_torch.graphs.scales import Scales
+from mcot_torch.system.arguments import _key_types
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_config import BAD_COMMAND_LINES, BAD_FILES

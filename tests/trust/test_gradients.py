@@ -11,9 +11,9 @@ from mcot_torch.algorithms.ppo import PPOStage, clipped_surrogate, entropy, kl_d
 from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import gae
-from mcot_torch.sampling.datasets import PairCounts, count_batch, path_batch
-from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner
+from mcot_torch.sampling.datasets import PairCounts, count_batch, path_batch
 from mcot_torch.training.loop import Context
 
 N = 6

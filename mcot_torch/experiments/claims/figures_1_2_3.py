@@ -101,9 +101,9 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
 
 def figure(settings: Settings, rows: list[Row], summary: Summary) -> list[Figure]:
     """Figures 1, 2 and 3."""
+    from mcot_torch.graphs.task import TaskConfig, build_task
     from mcot_torch.report.figures import graph_figure
     from mcot_torch.report.figures.logic import concept_figure
-    from mcot_torch.graphs.task import TaskConfig, build_task
 
     graph = synthetic("circulant", settings.n_clusters, settings.cluster_size, settings.epsilon, settings.seed)
     first = graph_figure(graph, rows[0]["edges"], build_task(TaskConfig(), graph))

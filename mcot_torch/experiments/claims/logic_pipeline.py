@@ -78,8 +78,8 @@ def measure(point: Point) -> Row:
     from mcot_torch.evaluation.subjects import measure as measure_subject
     from mcot_torch.evaluation.subjects import measure_lift, subjects
     from mcot_torch.evaluation.values import Values
-    from mcot_torch.runs.pipeline import prepare
     from mcot_torch.reasoners import build_reasoner
+    from mcot_torch.runs.pipeline import prepare
     from mcot_torch.training.loop import Context
 
     config, context = _config(point), Context(point["seed"])
@@ -168,8 +168,8 @@ def _control(point: Point, problem: Problem, pretrained: Any, target: Tensor) ->
     import torch
 
     from mcot_torch.evaluation.values import ValueWalker, step_matrix
-    from mcot_torch.system.randomness import generator
     from mcot_torch.sampling.walks import first_hitting_times
+    from mcot_torch.system.randomness import generator
 
     actions, n = problem.actions, problem.graph.n_states
     assert actions is not None

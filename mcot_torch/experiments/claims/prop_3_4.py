@@ -114,8 +114,8 @@ def _transformer(graph: MetastableGraph, point: Point) -> Row:
     from mcot_torch.algorithms.ppo import ppo
     from mcot_torch.algorithms.pretrain import pretrain
     from mcot_torch.algorithms.prm import PRM
-    from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner
     from mcot_torch.graphs.scales import Scales
+    from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner
     from mcot_torch.training.loop import Context
 
     seed, (before_cut, after_cut) = point["seed"], point["steps"]

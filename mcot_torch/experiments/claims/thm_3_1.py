@@ -23,9 +23,9 @@ from mcot_torch.experiments.fits import power_laws, select, straight_line
 from mcot_torch.experiments.plots import COLOURS, GREY, last_value, legend, log_axis, panels, reference, trend
 from mcot_torch.experiments.support import synthetic
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.system.randomness import generator
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.sampling.walks import StepTable, pair_counts
+from mcot_torch.system.randomness import generator
 
 _THRESHOLD = 0.35  # c_thres in units of ε, inside the paper's (1/4, 1/2)
 

@@ -16,9 +16,9 @@ from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import ANSWERED, UNANSWERED, Number, Row, Summary
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.scales import Scales
 from mcot_torch.graphs.task import Task, TaskConfig, build_task
 from mcot_torch.reasoners import Reasoner
-from mcot_torch.graphs.scales import Scales
 
 __all__ = ["Problem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
 

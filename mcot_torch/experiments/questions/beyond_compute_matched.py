@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, make_problem, tune
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
+from mcot_torch.experiments.questions.beyond_common import Problem, answer, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.system.randomness import generator
 

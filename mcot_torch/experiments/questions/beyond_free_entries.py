@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, meta_chain
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import answer, geometric_mean, make_problem, stages
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, panels
+from mcot_torch.experiments.questions.beyond_common import answer, geometric_mean, make_problem, stages
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs.task import TaskConfig, build_task
 

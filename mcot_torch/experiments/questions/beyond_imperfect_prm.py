@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
+from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 
 _CALLS = 200  # noisy kernels whose mean a guided walk follows

@@ -29,13 +29,13 @@ from mcot_torch.chains import (
     pair_kernel,
     rescale,
 )
-from mcot_torch.sampling.datasets import CountData
 from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import Point, Row
 from mcot_torch.experiments.questions.beyond_common import Problem, make_problem, tune
 from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner
-from mcot_torch.training.loop import Context
+from mcot_torch.sampling.datasets import CountData
 from mcot_torch.sampling.walks import StepTable
+from mcot_torch.training.loop import Context
 
 __all__ = ["measure_model"]
 

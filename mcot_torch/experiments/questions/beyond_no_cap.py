@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from mcot_torch.chains import hitting_time, stationary_law
 from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, panels
+from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
-from mcot_torch.system.randomness import generator
 from mcot_torch.sampling.walks import StepTable, walk_paths
+from mcot_torch.system.randomness import generator
 
 _WALKERS, _STEPS = 64, 1024  # sampled walks in which hard steps are counted
 

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, log_axis, panels
+from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 
 

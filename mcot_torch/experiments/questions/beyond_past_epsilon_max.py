@@ -18,9 +18,9 @@ from scipy.optimize import linear_sum_assignment
 
 from mcot_torch.chains import hitting_time, hitting_times, metastability_ratio, stationary_law
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_common import answer, make_problem, median
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import GREY, legend, log_axis, panels, trend
+from mcot_torch.experiments.questions.beyond_common import answer, make_problem, median
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs.graph import MetastableGraph
 

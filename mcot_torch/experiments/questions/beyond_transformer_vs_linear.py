@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mcot_torch.experiments.base import Experiment, Point, Row, Summary
-from mcot_torch.experiments.questions.beyond_claims import Groups, claims
-from mcot_torch.experiments.questions.beyond_common import answer
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels
+from mcot_torch.experiments.questions.beyond_claims import Groups, claims
+from mcot_torch.experiments.questions.beyond_common import answer
 
 
 @dataclass

@@ -20,8 +20,8 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.families.regular import disjoint_union, random_regular_edges, regular_together, switch
+from mcot_torch.graphs.graph import MetastableGraph
 
 __all__ = ["CLUSTERS", "ENTRIES", "SHAPES", "Cluster", "Entries", "Shape", "clustered_graph", "random_regular_edges"]
 

@@ -26,8 +26,8 @@ from scipy import sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from mcot_torch.errors import InputError
-from mcot_torch.graphs.formats.edge_list import find_threshold, read_edge_list, write_edge_list
 from mcot_torch.graphs.formats.checked import import_extra, is_scipy, read_graphml, read_matrix_market, read_scipy
+from mcot_torch.graphs.formats.edge_list import find_threshold, read_edge_list, write_edge_list
 from mcot_torch.graphs.graph import MetastableGraph
 
 if TYPE_CHECKING:

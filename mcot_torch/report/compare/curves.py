@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mcot_torch.report.compare.groups import Group, Run, interquartile_mean
 from mcot_torch.report.figures.compare import Curve, Panel
 from mcot_torch.report.figures.style import Array
-from mcot_torch.report.compare.groups import Group, Run, interquartile_mean
 
 __all__ = ["panels"]
 

@@ -164,9 +164,9 @@ def write(groups: Sequence[Group], out: Path, figures: bool = True) -> list[Path
     written = [out / f"compare.{ending}" for ending in texts]
     if not figures:
         return written
-    from mcot_torch.report.figures import compare_figure, save
-    from mcot_torch.report.compare.page import comparison_page
     from mcot_torch.report.compare.curves import panels
+    from mcot_torch.report.compare.page import comparison_page
+    from mcot_torch.report.figures import compare_figure, save
 
     drawn = panels(groups)
     save(compare_figure(drawn, [group.name for group in groups]), out / "compare.png")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mcot_torch.runs.config import Config, EvaluateOptions, config_hash, differences
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.subjects import Row
-from mcot_torch.system.progress import console, say
 from mcot_torch.report.tables import expected_time
+from mcot_torch.runs.config import Config, EvaluateOptions, config_hash, differences
 from mcot_torch.runs.run_folder import RunFolder
 from mcot_torch.system.files import read_json
+from mcot_torch.system.progress import console, say
 
 __all__ = [
     "METRICS",

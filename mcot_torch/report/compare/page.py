@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mcot_torch.report.compare.files import cell, note
+from mcot_torch.report.compare.groups import METRICS, Group, models_of, summary
 from mcot_torch.report.figures.compare import Panel
 from mcot_torch.report.page.charts import Chart, line, log_axis, numbers, plain_axis
-from mcot_torch.report.compare.groups import METRICS, Group, models_of, summary
-from mcot_torch.report.compare.files import cell, note
 from mcot_torch.report.page.page import Section, page, plot, table
 from mcot_torch.report.text import escape, plural
 

@@ -17,6 +17,8 @@ from matplotlib.patches import Circle
 from numpy.typing import ArrayLike
 
 from mcot_torch.chains import pair_kernel
+from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.task import Task
 from mcot_torch.report.figures.layout import bent, easy_pairs, ring, start_clusters, state_spots
 from mcot_torch.report.figures.style import (
     BLACK,
@@ -32,8 +34,6 @@ from mcot_torch.report.figures.style import (
     WIDTH,
     Array,
 )
-from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.task import Task
 
 __all__ = ["graph_figure"]
 

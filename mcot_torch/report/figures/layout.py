@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import sparse as sp
 from scipy.sparse.csgraph import shortest_path
 
-from mcot_torch.report.figures.style import Array
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
+from mcot_torch.report.figures.style import Array
 
 __all__ = ["Bent", "bent", "easy_pairs", "ring", "start_clusters", "state_spots"]
 

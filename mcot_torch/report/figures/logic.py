@@ -21,10 +21,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from numpy.typing import NDArray
 
 from mcot_torch.errors import InputError
-from mcot_torch.report.figures.style import BLACK, BLUE, GREY, ORANGE, SKY, SMALL, TEXT, TITLE, VERMILION, WIDTH, Array
-from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.families.lifts import ENTRY, PORTS, SIDE, UP, LiftedUnits
+from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.logic import ball, concept_actions, task_paths
+from mcot_torch.report.figures.style import BLACK, BLUE, GREY, ORANGE, SKY, SMALL, TEXT, TITLE, VERMILION, WIDTH, Array
 
 __all__ = ["concept_figure"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcot_torch.runs.config import STAGES, Config
 from mcot_torch.evaluation.subjects import Row, Subject
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
-from mcot_torch.runs.pipeline import Models, Problem
 from mcot_torch.report.page.picture import Picture
 from mcot_torch.report.tables import expected_time
+from mcot_torch.runs.config import STAGES, Config
+from mcot_torch.runs.pipeline import Models, Problem
 
 __all__ = ["NAMES", "Cost", "Material"]
 

@@ -13,7 +13,7 @@ from mcot_torch.report.text import escape
 
 __all__ = ["Section", "page", "plot", "table"]
 
-_HERE = files("mcot_torch.report")
+_HERE = files("mcot_torch.report.page")
 
 
 @dataclass

@@ -13,9 +13,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from mcot_torch.report.figures.layout import bent, easy_pairs, ring, start_clusters, state_spots
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
+from mcot_torch.report.figures.layout import bent, easy_pairs, ring, start_clusters, state_spots
 from mcot_torch.report.text import escape, number, plural
 
 __all__ = ["SIZE", "Picture"]

@@ -19,9 +19,9 @@ from mcot_torch.algorithms.distill import lift
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.evaluation.subjects import Subject
 from mcot_torch.graphs.task import Task
-from mcot_torch.system.randomness import generator
 from mcot_torch.reasoners import Reasoner, Student
 from mcot_torch.sampling.walks import StepTable, TableWalker
+from mcot_torch.system.randomness import generator
 
 __all__ = ["Routes", "Thought", "chain_of_thought", "erase_loops", "frames", "lifted_thought", "sample_routes"]
 

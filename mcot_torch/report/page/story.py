@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mcot_torch.runs.config import to_yaml
 from mcot_torch.report.figures import empirical_survival, stairs
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis, thinned
 from mcot_torch.report.page.costs import chain_section, cost_section, student_section
@@ -16,9 +15,10 @@ from mcot_torch.report.page.kernels import kernel_section
 from mcot_torch.report.page.material import NAMES, Material
 from mcot_torch.report.page.page import Section, page, plot, table
 from mcot_torch.report.page.picture import SIZE
+from mcot_torch.report.page.values import value_section
 from mcot_torch.report.tables import expected_time
 from mcot_torch.report.text import amount, escape, interval, not_yet, number, plural, typeset
-from mcot_torch.report.page.values import value_section
+from mcot_torch.runs.config import to_yaml
 
 __all__ = ["report"]
 

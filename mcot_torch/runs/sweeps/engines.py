@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mcot_torch.runs.config import Config, differences, resolve_run_dir, to_yaml
 from mcot_torch.errors import InputError
-from mcot_torch.system.launch import child_command, child_environment
+from mcot_torch.runs.config import Config, differences, resolve_run_dir, to_yaml
 from mcot_torch.runs.run_folder import RunFolder
-from mcot_torch.system.files import write_text
 from mcot_torch.runs.sweeps.spec import Run, Sweep
+from mcot_torch.system.files import write_text
+from mcot_torch.system.launch import child_command, child_environment
 
 __all__ = ["ENGINES", "default_jobs", "is_done", "local", "ray"]
 

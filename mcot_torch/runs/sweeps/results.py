@@ -12,16 +12,16 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from mcot_torch.runs.config import resolve_run_dir
 from mcot_torch.errors import InputError
+from mcot_torch.report.compare.files import write as write_comparison
+from mcot_torch.report.compare.groups import Group, group_runs, read_run
 from mcot_torch.report.figures.parallel import parallel_figure
 from mcot_torch.report.figures.style import save
-from mcot_torch.report.compare.groups import Group, group_runs, read_run
-from mcot_torch.report.compare.files import write as write_comparison
 from mcot_torch.report.text import plural
-from mcot_torch.system.files import read_json, write_text
+from mcot_torch.runs.config import resolve_run_dir
 from mcot_torch.runs.sweeps.engines import is_done
 from mcot_torch.runs.sweeps.spec import Run, Sweep
+from mcot_torch.system.files import read_json, write_text
 
 __all__ = ["Row", "collect", "compare", "last_line", "table", "write"]
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mcot_torch.runs.config import Config, parse_train
 from mcot_torch.errors import InputError
+from mcot_torch.runs.config import Config, parse_train
 
 __all__ = ["Run", "Sweep", "read_spec"]
 

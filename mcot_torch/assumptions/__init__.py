@@ -1,0 +1,1 @@
+"""The command `python -m mcot_torch.assumptions`; the checks themselves are in `chains/assumptions.py`."""
