@@ -1,11 +1,16 @@
-"""The settings of the four algorithms, apart from their code: parsing a command line must not import Lightning."""
+"""Options of the four algorithms, free of torch so that `--help` and error messages are quick."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig"]
+__all__ = ["DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig", "default_distill_transitions"]
+
+
+def default_distill_transitions(window: int) -> int:
+    """T_dist, the teacher's steps that distillation records unless told otherwise: 10^9 with window 1, else 2·10^6."""
+    return 1_000_000_000 if window == 1 else 2_000_000
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 The teacher's walks label every state with a representative, the head of a known hard step; the pairs of labels along
 its chain are the student's data; β = log(M/ε) on the off-diagonal logits rescales time, so that a hop, of probability
-about ε/M a step, becomes one of Θ(1) (Theorem 4.3: E[τ⁺] = O(K), free of ε and M). `lift` turns a student's path of
-clusters back into a valid path of states.
+about ε/M a step, becomes one of Θ(1) (Theorem 4.3: E[τ⁺] = O(K), free of ε and M). `lift.lift` turns a student's path
+of clusters back into a valid path of states.
 
 Receives a reasoner and the PRM, never the graph: the clusters are those of the reasoner's own walks.
 """
@@ -19,31 +19,90 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from mcot_torch.algorithms.config import DistillConfig
+from mcot_torch.algorithms.config import DistillConfig, default_distill_transitions
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
-from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.search import avoid
+from mcot_torch.algorithms.prm import PRM, avoid
+from mcot_torch.algorithms.rollouts import transition_counts
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
 from mcot_torch.reasoners.transformer import TransformerReasoner
-from mcot_torch.sampling.datasets import Batch, PairCounts, uniform_starts
-from mcot_torch.sampling.walks import walk_counts
+from mcot_torch.sampling.attempts import TransitionCounts
+from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.system.randomness import generator
-from mcot_torch.system.ranks import from_first, mean, share, stream, total
-from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
+from mcot_torch.system.ranks import on_first_rank, rank_generator
+from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.result import Cost, Result
 
-__all__ = ["DistillConfig", "Labels", "distill", "label_states", "lift", "record_counts"]
+__all__ = ["DistillConfig", "Labels", "cluster_counts", "distill", "label_states"]
 
 _BLOCK = 64  # steps between two looks for walkers that arrived
 _HEAD_WALKS = 33  # walks that decide whether two heads lie in one cluster: few heads, and much hangs on them
 
 
+def distill(
+    teacher: Reasoner,
+    prm: PRM,
+    scales: Scales,
+    config: DistillConfig | None = None,
+    context: Context | None = None,
+) -> Result[Student]:
+    """Run Algorithm 4.
+
+    Args:
+        teacher: the tuned reasoner, or the pretrained one; left unchanged.
+        prm: the known hard steps; their heads are the representatives.
+        scales: M sets the length of the labelling walks; M and ε of β are measured, not taken from here.
+        config: options.
+        context: seed, folder of checkpoints, devices, watchers.
+
+    Returns:
+        The student with its time rescaled, the logged lines and the cost.
+
+    Raises:
+        InputError: the PRM knows no hard step, or the teacher took none in the recorded steps.
+    """
+    config, context = config or DistillConfig(), context or Context()
+    if not len(prm.edges):
+        raise InputError("the PRM knows no hard step: there are no clusters to distill; search longer first")
+    transitions = config.transitions or default_distill_transitions(teacher.window)
+    n_walkers = max(1, transitions // config.path_length)
+    draw = rank_generator(context.seed, "distill", device=teacher.device)
+    found = label_states(teacher, prm, scales, config.label_walks, draw)
+    recorded = transition_counts(teacher, n_walkers, config.path_length, draw)
+    pairs = cluster_counts(recorded.successors, recorded.counts, found.labels)
+    student = fresh_student(config.student, teacher, pairs, found, context.seed)
+    states, clusters, seen = count_batch(pairs, dtype=torch.float64)
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+    with TrainingLoop("distill", config.steps, context, config.log_every, model=student, optimizer=optimizer) as loop:
+        divisor = loop.mean(seen.sum())
+        for step in loop:
+            with loop.autocast():
+                log_q = student.log_probs_of(states, clusters).double()
+            loss = loop.backward([negative_log_likelihood(log_q, seen, divisor)])
+            rate = config.learning_rate * cosine(step, loop.total)
+            loop.set_learning_rate(rate)
+            optimizer.step()
+            loop.finish(step, {"loss": loss, "learning_rate": rate})
+    beta = time_scale(recorded, prm, student.n_states) if config.beta is None else config.beta
+    student.beta.fill_(beta)
+    n_recorded = n_walkers * config.path_length
+    sampling = n_recorded if teacher.window > 1 else teacher.n_states
+    cost = Cost(
+        found.transitions + n_recorded, found.transitions + sampling + config.steps * student.n_states, config.steps
+    )
+    return Result(student, loop.history, cost)
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Labels:
-    """ι: S → S_o.
+    """The map ι: S → S_o from states to representatives.
 
     Attributes:
         labels: (N,) int64, cluster of each state, 0 .. K - 1.
@@ -56,6 +115,7 @@ class Labels:
     transitions: int
 
 
+@on_first_rank
 def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, draw: torch.Generator) -> Labels:
     """Cluster every state by walking, with the known hard steps cut.
 
@@ -72,8 +132,7 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
     """
     n, device = reasoner.n_states, reasoner.device
     policy = avoid(prm.edges.to(device), reasoner)
-    size = max(2, scales.cluster_size)
-    cover = math.ceil(2.5 * size * math.log(size))
+    cover = scales.cover_steps
     heads = torch.unique(prm.edges[:, 1]).to(device)
     transitions = 0
     while True:
@@ -118,89 +177,35 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
     return Labels(order.argsort()[labels], representatives[order], transitions)
 
 
-def record_counts(
-    reasoner: Reasoner, transitions: int, path_length: int, draw: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Transition counts of the reasoner's own chain, from uniform starts; ranks share the walkers.
-
-    Returns:
-        after (N, D) int64, next states of each state, and counts (N, D) float64, how often each of those steps was taken.
-    """
-    n_walkers = share(max(1, transitions // path_length))
-    if reasoner.window == 1:
-        starts = uniform_starts(n_walkers, reasoner.n_states, draw)
-        table = reasoner.table()
-        return table.successors, total(walk_counts(table, starts, path_length, draw))
-    starts = torch.randint(reasoner.n_states, (n_walkers,), generator=draw, device=reasoner.device)
-    path = reasoner.generate(starts, path_length, draw)
-    n, width = reasoner.n_states, reasoner.list_length
-    states = torch.arange(n, device=reasoner.device)
-    listed = reasoner.listed(states)
-    cells = (path[:, :-1] * width + reasoner.places(path[:, :-1], path[:, 1:])).reshape(-1)
-    counts = total(torch.bincount(cells, minlength=n * width).double()).view(n, width)
-    return states.expand(n, -1) if listed is None else listed, counts
-
-
-class DistillStage(Stage):
-    """Gradient steps of the student on the pairs of labels."""
-
-    name = "distill"
-
-    def __init__(self, student: Student, config: DistillConfig, context: Context) -> None:
-        super().__init__(student, context, config.log_every)
-        self.config = config
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.reasoner.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.95), fused=True)
-
-    def training_step(self, batch: Batch) -> None:
-        """One gradient step on all pairs."""
-        states, after, counts = batch
-        loss = negative_log_likelihood(self.reasoner.log_probs_of(states, after).double(), counts, mean)
-        rate = self.config.learning_rate * cosine(self.step, self.total)
-        loss = self.update([loss], rate)
-        self.finish_step(lambda: {"loss": float(loss), "learning_rate": rate})
-
-
-def distill(
-    teacher: Reasoner,
-    prm: PRM,
-    scales: Scales,
-    config: DistillConfig | None = None,
-    context: Context | None = None,
-) -> tuple[Student, list[Metrics]]:
-    """Algorithm 4.
+def cluster_counts(after: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
+    """Count D_dist, the pairs of clusters (ι(X_t), ι(X_{t+1})) along the teacher's chain, stays included.
 
     Args:
-        teacher: the tuned reasoner, or the pretrained one.
-        prm: the known hard steps; their heads are the representatives.
-        scales: M sets the length of the labelling walks; M and ε of β are measured, not taken from here.
-        config: see `DistillConfig`.
-        context: seed, folder, devices, watchers.
+        after: (N, D) int64, next states of each state.
+        counts: (N, D) float64, how often the chain took each of those steps.
+        labels: (N,) int64, ι, in 0 .. K - 1.
 
     Returns:
-        The student, time rescaled, and the logged lines.
+        (K, K) float64.
+
+    Example:
+        >>> after, counts = torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[5.0, 1.0], [4.0, 2.0], [6.0, 0.0]])
+        >>> cluster_counts(after, counts.double(), torch.tensor([0, 0, 1])).tolist()
+        [[10.0, 2.0], [0.0, 6.0]]
     """
-    config, context = config or DistillConfig(), context or Context()
-    if not len(prm.edges):
-        raise InputError("the PRM knows no hard step: there are no clusters to distill; search longer first")
-    draw = generator(context.seed, "distill", *stream(), device=teacher.device)
-    found = from_first(lambda: label_states(teacher, prm, scales, config.label_walks, draw), teacher.device)
-    transitions = config.transitions or (1_000_000_000 if teacher.window == 1 else 2_000_000)
-    after, counts = record_counts(teacher, transitions, config.path_length, draw)
-    data = PairCounts(after, counts, found.labels, config.steps)
-    student = _fresh_student(teacher, data, found, config, context.seed)
-    history = fit(DistillStage(student, config, context), data)
-    student.beta.fill_(
-        config.beta if config.beta is not None else _time_scale(after, counts, prm, len(found.representatives))
-    )
-    return student, history
+    n_clusters = int(labels.max()) + 1
+    cells = (labels[:, None] * n_clusters + labels[after]).reshape(-1)
+    pairs = torch.zeros(n_clusters**2, dtype=torch.float64, device=counts.device)
+    return pairs.index_add_(0, cells, counts.reshape(-1)).view(n_clusters, -1)
 
 
-def _fresh_student(teacher: Reasoner, data: PairCounts, found: Labels, config: DistillConfig, seed: int) -> Student:
+# ---- the student ------------------------------------------------------------------------------------------------
+
+
+def fresh_student(kind: str, teacher: Reasoner, pairs: Tensor, found: Labels, seed: int) -> Student:
+    """An untrained student over K clusters; pairs of clusters that were never observed are cut, or β would multiply their leak."""
     n_clusters = len(found.representatives)
-    if config.student == "linear":
+    if kind == "linear":
         model: Reasoner = LinearReasoner(n_clusters)
     else:
         model = TransformerReasoner(n_clusters, window=1, width=32, n_layers=1, n_heads=2)
@@ -208,13 +213,14 @@ def _fresh_student(teacher: Reasoner, data: PairCounts, found: Labels, config: D
     student = Student(model, teacher.n_states).to(teacher.device)
     student.labels.copy_(found.labels)
     student.representatives.copy_(found.representatives)
-    student.support.copy_(data.counts > 0)  # pairs never observed are cut, or β would multiply their leak
+    student.support.copy_(pairs > 0)
     student.support.fill_diagonal_(True)
     return student
 
 
-def _time_scale(after: Tensor, counts: Tensor, prm: PRM, n_clusters: int) -> float:
+def time_scale(recorded: TransitionCounts, prm: PRM, n_clusters: int) -> float:
     """β = log(M/ε): M the mean size of a cluster, ε the frequency of the known hard steps at their sources."""
+    after, counts = recorded.successors, recorded.counts
     edges = prm.edges.to(counts.device)
     seen = counts[edges[:, 0]]  # (n, D)
     epsilon = torch.where(after[edges[:, 0]] == edges[:, 1:], seen, 0.0).sum() / seen.sum()
@@ -224,88 +230,3 @@ def _time_scale(after: Tensor, counts: Tensor, prm: PRM, n_clusters: int) -> flo
             "cannot be measured; use a larger distill.transitions, or set distill.beta"
         )
     return math.log(len(counts) / n_clusters) - math.log(float(epsilon))
-
-
-@torch.no_grad()
-def lift(
-    student: Student,
-    teacher: Reasoner,
-    prm: PRM,
-    start: Tensor,
-    target: Tensor,
-    draw: torch.Generator,
-    max_steps: int = 1_000_000,
-) -> tuple[Tensor, Tensor]:
-    """Turn paths of clusters into paths of states.
-
-    The student hops from the cluster of X_in to that of X_out. Each hop k → l is carried out by the teacher: it walks
-    inside cluster k, hard steps cut, until it stands at the source of a known hard step into l, and takes it. In the
-    last cluster it walks on to X_out.
-
-    Args:
-        student: gives the hops.
-        teacher: walks.
-        prm: the known hard steps.
-        start: (W,) int64 states X_in.
-        target: (N,) bool, X_out.
-        draw: generator on the teacher's device.
-        max_steps: paths still on their way after so many steps are given up.
-
-    Returns:
-        paths (W, L) int64, -1 behind the end, and arrived (W,) bool. A hop that no known hard step can carry out ends
-        its path there, not arrived.
-    """
-    n_walkers, device = len(start), teacher.device
-    goals = _hops(student, student.labels[start], student.labels[target].unique(), draw, max_steps)  # (W, H)
-    jump = torch.full((teacher.n_states, student.n_states + 1), -1, dtype=torch.int64, device=device)
-    edges = prm.edges.to(device)
-    jump[edges[:, 0], student.labels[edges[:, 1]]] = edges[:, 1]
-    can_leave = torch.zeros(student.n_states, student.n_states + 1, dtype=torch.bool, device=device)
-    can_leave[student.labels[edges[:, 0]], student.labels[edges[:, 1]]] = True
-    can_leave[:, -1] = True  # the last column means: no hop left
-
-    walker = teacher.walker(start, draw, avoid(edges, teacher))
-    alive = torch.arange(n_walkers, device=device)
-    at = torch.zeros(n_walkers, dtype=torch.int64, device=device)  # next goal of each walker
-    arrived = torch.zeros(n_walkers, dtype=torch.bool, device=device)
-    columns = [start.to(device)]
-    for _ in range(max_steps):
-        goal = goals[alive, at[alive]]
-        there = (goal == student.n_states) & target[walker.states]
-        arrived[alive[there]] = True
-        going = ~there & can_leave[student.labels[walker.states], goal]
-        alive = alive[going]
-        if not len(alive):
-            break
-        walker.keep(going)
-        head = jump[walker.states, goal[going]]
-        walker.advance(1)
-        walker.replace(torch.where(head >= 0, head, walker.states))
-        at[alive] += (head >= 0).long()
-        column = torch.full((n_walkers,), -1, dtype=torch.int64, device=device)
-        column[alive] = walker.states
-        columns.append(column)
-    return torch.stack(columns, dim=1), arrived
-
-
-def _hops(student: Student, start: Tensor, target: Tensor, draw: torch.Generator, max_hops: int) -> Tensor:
-    """(W, H + 1) clusters entered one after the other until the target, stays left out; K marks the end."""
-    end = student.n_states
-    walker = student.walker(start, draw)
-    is_target = torch.zeros(end, dtype=torch.bool, device=start.device)
-    is_target[target] = True
-    sequences: list[list[int]] = [[] for _ in range(len(start))]
-    alive = torch.arange(len(start), device=start.device)[~is_target[start]]
-    walker.keep(~is_target[start])
-    for _ in range(max_hops):
-        if not len(alive):
-            break
-        before = walker.states
-        entered = walker.advance(1)[:, 0]
-        moved = entered != before
-        for i, cluster in zip(alive[moved].tolist(), entered[moved].tolist(), strict=True):
-            sequences[i].append(cluster)
-        walker.keep(~is_target[entered])
-        alive = alive[~is_target[entered]]
-    length = max(map(len, sequences)) + 1
-    return torch.tensor([s + [end] * (length - len(s)) for s in sequences], device=start.device)

@@ -13,36 +13,193 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.algorithms.prm import PRM, tilt_strength
-from mcot_torch.algorithms.rollouts import (
-    Rollout,
-    discount,
-    gae_rollout,
-    kl_weight,
-    n_walkers,
-    one_step_rollout,
-    soft_values,
-)
+from mcot_torch.algorithms.rollouts import Rollout, RolloutSampler, soft_values
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.reasoners.reasoner import Reasoner
-from mcot_torch.sampling.datasets import Steps
-from mcot_torch.system.randomness import generator
-from mcot_torch.system.ranks import largest, own_rows, share, stream, total, whole, world_size
-from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
+from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.result import Cost, Metrics, Result
+
+__all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent", "surrogate_of_rollout"]
 
 _MOST_SOLVED = 4096  # states of which the optimum of a discounted reward is solved for, a few (N, N) systems
 
-__all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent"]
+
+def ppo(
+    reasoner: Reasoner,
+    prm: PRM,
+    scales: Scales,
+    config: PPOConfig | None = None,
+    context: Context | None = None,
+    start: Tensor | None = None,
+    target: Tensor | None = None,
+    reference: Reasoner | None = None,
+) -> Result[Reasoner]:
+    """Run Algorithm 3 on `reasoner`, in place.
+
+    Args:
+        reasoner: the pretrained model.
+        prm: M_s; its scores are the process reward.
+        scales: gives ε and ε_max.
+        config: options.
+        context: seed, folder of checkpoints, devices, watchers.
+        start: (N,) float64 law of X_in, for the outcome reward.
+        target: (N,) bool, X_out, for the outcome reward.
+        reference: p_ref; the reasoner as it is at the call unless another is given.
+
+    Returns:
+        The reasoner, the logged lines and the cost.
+
+    Raises:
+        ValueError: the sign form with another model than the linear one, or the outcome reward without a task.
+    """
+    config, context = config or PPOConfig(), context or Context()
+    if config.form == "sign":
+        return ppo_by_sign(reasoner, prm, scales, config, context)
+    reference = copy.deepcopy(reference or reasoner).requires_grad_(False)
+    terminal = terminal_states(reasoner, config, start, target)
+    reward, weight_of = step_reward(reasoner, prm, config, terminal), kl_weights(reasoner, prm, scales, config)
+    path_length = config.path_length if reasoner.window == 1 else reasoner.window
+    n_walkers = max(1, config.transitions // path_length)
+    gamma = default_discount(config.reward, path_length) if config.gamma is None else config.gamma
+    starts = torch.ones(reasoner.n_states, dtype=torch.float64) if start is None else start
+    sampler = RolloutSampler(
+        reasoner, reference, reward, terminal, weight_of, starts, n_walkers, path_length, gamma, config.gae_lambda
+    )
+    optimizer = torch.optim.Adam(reasoner.parameters(), lr=config.learning_rate, fused=True)
+
+    with TrainingLoop(
+        "ppo", config.rounds, context, config.log_every, model=reasoner, optimizer=optimizer, extra=sampler
+    ) as loop:
+        for round_number in loop:
+            loop.check_finite()  # a policy that is not finite cannot be sampled
+            draw = loop.generator(round_number)
+            with loop.autocast():
+                rollout = sampler.sample(draw)
+                old = log_probs_in_blocks(reasoner, rollout.states)
+            rate = config.learning_rate * cosine(round_number, loop.total)
+            loop.set_learning_rate(rate)
+            # The whole rollout normalises, not the minibatch. Ranks are averaged, so that each counts as all of them.
+            weight = config.minibatches * loop.n_ranks / rollout.n_samples
+            for rows in minibatches(len(old), config.epochs, config.minibatches, draw):
+                if config.target_kl is not None and mean_kl(reasoner, rollout, old, rows, loop) > config.target_kl:
+                    break
+                loop.backward(
+                    losses_in_blocks(reasoner, rollout, old, rows, weight, config.clip, config.entropy_coefficient)
+                )
+                optimizer.step()
+            metrics: Metrics = {}
+            if loop.logs(round_number):
+                metrics = {"learning_rate": rate, "env_steps": sampler.n_samples}
+                metrics |= round_metrics(reasoner, reference, rollout, old, config.clip, loop)
+                if not (config.entropy_coefficient or prm.noise):
+                    metrics |= distance_to_optimum(reasoner, sampler, rollout.states, loop)
+            loop.finish(round_number, metrics, n_samples=rollout.n_samples)
+    contexts = config.rounds * (reasoner.n_states if reasoner.window == 1 else n_walkers * path_length)
+    passes = contexts * (3 + config.epochs)  # sampling, old policy, reference, and one for each epoch
+    return Result(reasoner, loop.history, Cost(sampler.n_samples, passes, config.rounds))
 
 
-# ---- pure functions ---------------------------------------------------------------------------------------------
+# ---- what is sampled and what it earns --------------------------------------------------------------------------
+
+
+def terminal_states(reasoner: Reasoner, config: PPOConfig, start: Tensor | None, target: Tensor | None) -> Tensor:
+    """(N,) bool, where an episode ends: X_out with the outcome reward, nowhere with the process reward."""
+    if config.reward == "process":
+        return torch.zeros(reasoner.n_states, dtype=torch.bool, device=reasoner.device)
+    if start is None or target is None:
+        raise ValueError("ppo.reward: outcome needs a task: give start (N,) and target (N,)")
+    return target.to(reasoner.device)
+
+
+def step_reward(
+    reasoner: Reasoner, prm: PRM, config: PPOConfig, terminal: Tensor
+) -> Callable[[torch.Generator | None], Tensor]:
+    """Function of a generator that gives the (N, N) float64 reward of each step, without the KL term.
+
+    A noisy PRM draws its errors from the generator; the outcome reward is 1 for entering X_out.
+    """
+    if config.reward == "process":
+        return lambda draw: prm.scores(reasoner.device, draw)
+    return lambda draw: terminal.double().expand(reasoner.n_states, -1)
+
+
+def kl_weights(reasoner: Reasoner, prm: PRM, scales: Scales, config: PPOConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Function of contexts (B, T) and log p_ref (B, T, S) of the listed steps that gives λ (B, T) of each context.
+
+    By default the λ whose one-step optimum is ε_max, see `prm.tilt_strength`; 0.05 for the outcome reward.
+    """
+    constant = 0.05 if config.kl_coefficient is None and config.reward == "outcome" else config.kl_coefficient
+
+    def weight_of(states: Tensor, log_ref: Tensor) -> Tensor:
+        if constant is not None:
+            return torch.full(log_ref.shape[:-1], constant, dtype=log_ref.dtype, device=log_ref.device)
+        known = reasoner.pick(prm.mask(states.device), states)
+        return 1.0 / tilt_strength(torch.where(known, log_ref.exp(), 0.0).sum(-1), scales)
+
+    return weight_of
+
+
+def default_discount(reward: str, path_length: int) -> float:
+    """gamma: 0 for the process reward, 1 − 1/(length of a rollout's walks) for the outcome reward."""
+    return 1.0 - 1.0 / path_length if reward == "outcome" else 0.0
+
+
+# ---- the clipped surrogate --------------------------------------------------------------------------------------
+
+
+def minibatches(n_contexts: int, epochs: int, n_minibatches: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """Yield the numbers of the contexts of each optimiser step, reshuffled in every epoch."""
+    for _ in range(epochs):
+        yield from torch.randperm(n_contexts, generator=draw, device=draw.device).tensor_split(n_minibatches)
+
+
+def losses_in_blocks(
+    reasoner: Reasoner,
+    rollout: Rollout,
+    old: Tensor,
+    rows: Tensor,
+    weight: float,
+    clip: float,
+    entropy_coefficient: float,
+) -> Iterator[Tensor]:
+    """Yield the loss of a minibatch in blocks of contexts that fit the memory; the sum of the blocks is the loss.
+
+    Args:
+        reasoner: the policy in training.
+        rollout: what was sampled.
+        old: (B, T, S) log-probabilities of the policy that sampled.
+        rows: numbers of the minibatch's contexts.
+        weight: what the sum over samples is multiplied by.
+        clip: c.
+        entropy_coefficient: weight of the entropy bonus.
+    """
+    for block in blocks(reasoner, rows):
+        # All contexts at once keep their own order, for which the sampled cells are known.
+        part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
+        log_p = reasoner.listed_log_probs(part.states)
+        loss = -surrogate_of_rollout(log_p, before, part, clip) * weight
+        if entropy_coefficient:
+            loss = loss - entropy_coefficient * (entropy(log_p) * part.counts.sum(-1)).sum() * weight
+        yield loss
+
+
+def blocks(reasoner: Reasoner, rows: Tensor) -> tuple[Tensor, ...]:
+    """Contexts, or their numbers, in blocks whose predictions fit the memory."""
+    return rows.split(rows_at_once(reasoner.cells * reasoner.window, rows.device))
+
+
+@torch.no_grad()
+def log_probs_in_blocks(reasoner: Reasoner, states: Tensor) -> Tensor:
+    """(B, T, S) log-probabilities of the listed steps, computed block by block."""
+    return torch.cat([reasoner.listed_log_probs(block) for block in blocks(reasoner, states)])
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -82,6 +239,78 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * torch.where(log_p > -torch.inf, log_p - log_q, 0.0)).sum(-1)
 
 
+# ---- measurements -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mean_kl(reasoner: Reasoner, rollout: Rollout, old: Tensor, rows: Tensor, loop: TrainingLoop) -> float:
+    """Mean exact KL from the policy that sampled, over the visits to some contexts on all ranks."""
+    sums = []
+    for block in blocks(reasoner, rows):
+        visits = rollout.counts[block].sum(-1)
+        moved = kl_divergence(old[block], reasoner.listed_log_probs(rollout.states[block])) * visits
+        sums.append(torch.stack([moved.sum(), visits.sum()]))
+    moved, seen = loop.sum(torch.stack(sums).sum(0))
+    return float(moved / seen.clamp_min(1))
+
+
+@torch.no_grad()
+def round_metrics(
+    reasoner: Reasoner, reference: Reasoner, rollout: Rollout, old: Tensor, clip: float, loop: TrainingLoop
+) -> Metrics:
+    """KL, clip fraction and entropy over the samples of a round, and the largest distance of a row from p_ref."""
+    sums, farthest = [], []
+    for block in blocks(reasoner, torch.arange(len(old), device=old.device)):
+        states, counts, before = rollout.states[block], rollout.counts[block], old[block]
+        log_p, visits = reasoner.listed_log_probs(states), counts.sum(-1)
+        taken = (counts > 0) & (before > -torch.inf)
+        ratio = torch.where(taken, log_p - before, 0.0).exp()
+        clipped = ((ratio - 1).abs() > clip) & taken
+        # What p_ref gives to steps that the policy does not list is lost.
+        p_ref = reference.log_probs_of(states, reasoner.listed(states)).exp()
+        moved = ((log_p.exp() - p_ref).abs().sum(-1) + 1 - p_ref.sum(-1)) / 2
+        parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
+        sums.append(torch.stack([x.double().sum() for x in parts]))
+        farthest.append(moved.max())
+    kl, n_clipped, n, mean_entropy = loop.sum(torch.stack(sums).sum(0))
+    return {
+        "mean_reward": rollout.mean_reward,
+        "explained_variance": rollout.explained_variance,
+        "approx_kl": float(kl / n),
+        "clip_fraction": float(n_clipped / n),
+        "entropy": float(mean_entropy / n),
+        "tv_to_pretrained_max": float(loop.largest(torch.stack(farthest).max())),
+    }
+
+
+@torch.no_grad()
+def distance_to_optimum(reasoner: Reasoner, sampler: RolloutSampler, states: Tensor, loop: TrainingLoop) -> Metrics:
+    """Largest total variation of a row from the optimum of the objective, where the optimum is known in closed form.
+
+    The optimum is not known with a discount and a window above 1, and not computed with a discount above 4,096 states.
+    """
+    n, gamma, reference, terminal = reasoner.n_states, sampler.gamma, sampler.reference, sampler.terminal
+    if gamma and (reasoner.window > 1 or n > _MOST_SOLVED):
+        return {}
+    if reasoner.lists is not None and bool((reference.support & ~reasoner.support).any()):
+        return {}  # the optimum takes steps that the policy cannot
+    contexts = torch.arange(n, device=reasoner.device)[:, None] if reasoner.window == 1 else states
+    reward, farthest = sampler.reward(None), []
+    for block in (contexts,) if gamma else blocks(reasoner, contexts):
+        log_ref = reference.log_probs_of(block, reasoner.listed(block)).double()
+        weight = sampler.weight_of(block, log_ref)
+        if gamma:
+            all_steps = reference.log_probs(block)[:, 0].double()
+            _, optimum = soft_values(all_steps, reward, terminal, gamma, weight[:, 0])
+            optimum = reasoner.pick(optimum, block)
+        else:
+            optimum = (log_ref + reasoner.pick(reward, block) / weight[..., None]).log_softmax(-1)
+        policy = reasoner.listed_log_probs(block).double().exp()
+        distance = (policy - optimum.exp()).abs().sum(-1) / 2
+        farthest.append(torch.where(terminal[block], 0.0, distance).max())
+    return {"tv_to_optimum_max": float(loop.largest(torch.stack(farthest).max()))}
+
+
 # ---- the paper's form -------------------------------------------------------------------------------------------
 
 
@@ -111,261 +340,14 @@ def sign_ascent(reasoner: LinearReasoner, prm: PRM, scales: Scales, step: float 
     return n_updates
 
 
-# ---- the practical form -----------------------------------------------------------------------------------------
-
-
-class PPOStage(Stage):
-    """Rounds of: sample with the policy as it is, then climb the clipped surrogate for some epochs."""
-
-    name = "ppo"
-
-    def __init__(
-        self,
-        reasoner: Reasoner,
-        prm: PRM,
-        scales: Scales,
-        config: PPOConfig,
-        context: Context,
-        start: Tensor | None = None,
-        target: Tensor | None = None,
-        reference: Reasoner | None = None,
-    ) -> None:
-        super().__init__(reasoner, context, config.log_every)
-        self.config, self.prm, self.scales = config, prm, scales
-        self.reference = copy.deepcopy(reference or reasoner).requires_grad_(False)
-        self.gamma = discount(config, reasoner)
-        self.env_steps = 0
-        self.start, self.target = start, target
-        self.values = torch.zeros(reasoner.n_states, dtype=torch.float64, device=reasoner.device)
-        self.walkers: Tensor | None = None
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.reasoner.parameters(), lr=self.config.learning_rate, fused=True)
-
-    def extra_state(self) -> dict[str, Tensor]:
-        """The reference, the values, the walkers, and the steps sampled so far."""
-        state = {f"reference.{key}": value for key, value in self.reference.state_dict().items()}
-        walkers = {} if self.walkers is None else {"walkers": whole(self.walkers, self._n_walkers())}
-        return {**state, **walkers, "values": self.values, "env_steps": torch.tensor(self.env_steps)}
-
-    def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take them back."""
-        reference = {k.removeprefix("reference."): v for k, v in tensors.items() if k.startswith("reference.")}
-        self.reference.load_state_dict(reference)
-        values, walkers = tensors["values"], tensors.get("walkers")
-        if values.shape != self.values.shape or values.dtype != self.values.dtype:
-            raise ValueError(f"it holds {len(values)} values of states, and there are {len(self.values)}")
-        if walkers is not None and not bool(((walkers >= 0) & (walkers < len(values))).all()):
-            raise ValueError(f"it holds a walker outside the states 0 .. {len(values) - 1}")
-        self.values = values.to(self.reasoner.device)
-        self.walkers = None if walkers is None else walkers[own_rows(self._n_walkers())]
-        self.env_steps = int(tensors["env_steps"])
-
-    def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
-        """(B, T) λ of each context."""
-        known = self.reasoner.pick(self.prm.mask(states.device), states)
-        return kl_weight(log_ref, known, self.scales, self.config)
-
-    def reward(self, draw: torch.Generator | None = None) -> Tensor:
-        """(N, N) float64 reward of each step, without the KL term; a noisy PRM draws its errors from `draw`."""
-        if self.config.reward == "process":
-            return self.prm.scores(self.reasoner.device, draw)
-        return self.terminal().double().expand(self.reasoner.n_states, -1)
-
-    def terminal(self) -> Tensor:
-        """(N,) bool, where an episode ends: X_out with the outcome reward, nowhere with the process reward."""
-        if self.config.reward == "process":
-            return torch.zeros(self.reasoner.n_states, dtype=torch.bool, device=self.reasoner.device)
-        if self.start is None or self.target is None:
-            raise ValueError("ppo.reward: outcome needs a task: give start (N,) and target (N,)")
-        return self.target.to(self.reasoner.device)
-
-    @torch.no_grad()
-    def rollout(self, draw: torch.Generator) -> Rollout:
-        """Sample with the policy as it is, and weigh what was sampled."""
-        if self.gamma == 0:
-            return one_step_rollout(self.reasoner, self.reference, self.reward(draw), self.kl_weight, self.config, draw)
-        terminal = self.terminal()
-        if self.walkers is not None:
-            fresh = terminal[self.walkers.to(draw.device)]
-            walkers = torch.where(fresh, self._starts(len(fresh), draw), self.walkers.to(draw.device))
-        else:
-            walkers = self._starts(share(self._n_walkers()), draw)
-        rollout, self.values, self.walkers = gae_rollout(
-            self.reasoner,
-            self.reference,
-            self.reward(draw),
-            terminal,
-            self.values.to(draw.device),
-            walkers,
-            self.kl_weight,
-            self.config,
-            draw,
-        )
-        return rollout
-
-    def _n_walkers(self) -> int:
-        """Walkers of all ranks together."""
-        return n_walkers(self.config, self.reasoner)
-
-    def _starts(self, n_walkers: int, draw: torch.Generator) -> Tensor:
-        law = self.start if self.start is not None else torch.ones(self.reasoner.n_states, dtype=torch.float64)
-        return torch.multinomial(law.to(draw.device), n_walkers, replacement=True, generator=draw)
-
-    def training_step(self, round_number: int) -> None:
-        """One round; `round_number` equals `self.step`."""
-        self.check_finite()  # a policy that is not finite cannot be sampled
-        draw = generator(self.context.seed, "ppo", self.step, *stream(), device=self.reasoner.device)
-        rollout = self.rollout(draw)
-        self.env_steps += rollout.n_samples
-        old = self._log_probs(rollout.states)
-        rate = self.config.learning_rate * cosine(self.step, self.total)
-        stopped = False
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(rollout.states), generator=draw, device=draw.device)
-            for rows in order.tensor_split(self.config.minibatches):
-                stopped = self._improve(rollout, old, rows, rate)
-                if stopped:
-                    break
-            if stopped:
-                break
-        self.finish_step(lambda: self._measure(rollout, old, rate), n_samples=rollout.n_samples)
-
-    def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Contexts, or their numbers, in blocks."""
-        return self.in_blocks(rows, self.reasoner.cells * self.reasoner.window)
-
-    @torch.no_grad()
-    def _log_probs(self, states: Tensor) -> Tensor:
-        """(B, T, S) as `Reasoner.listed_log_probs`, computed block by block."""
-        return torch.cat([self.reasoner.listed_log_probs(block) for block in self._blocks(states)])
-
-    def _log_ref(self, states: Tensor) -> Tensor:
-        """(B, T, S) log p_ref of the steps that the policy lists."""
-        return self.reference.log_probs_of(states, self.reasoner.listed(states))
-
-    def _improve(self, rollout: Rollout, old: Tensor, rows: Tensor, rate: float) -> bool:
-        """One optimiser step on some contexts; True if the KL limit says to stop before it."""
-        if self.config.target_kl is not None and self._moved(rollout, old, rows) > self.config.target_kl:
-            return True
-        # the whole rollout normalises, not the minibatch; ranks are averaged, so that each counts as all of them
-        weight = self.config.minibatches * world_size() / rollout.n_samples
-
-        def losses() -> Iterator[Tensor]:
-            for block in self._blocks(rows):
-                # all of them: in their own order, whose cells are known
-                part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
-                log_p = self.reasoner.listed_log_probs(part.states)
-                loss = -surrogate_of_rollout(log_p, before, part, self.config.clip) * weight
-                if self.config.entropy_coefficient:
-                    bonus = (entropy(log_p) * part.counts.sum(-1)).sum()
-                    loss = loss - self.config.entropy_coefficient * bonus * weight
-                yield loss
-
-        self.update(losses(), rate)
-        return False
-
-    @torch.no_grad()
-    def _moved(self, rollout: Rollout, old: Tensor, rows: Tensor) -> float:
-        """Mean exact KL from the policy that sampled, over the visits to some contexts."""
-        sums = []
-        for block in self._blocks(rows):
-            visits = rollout.counts[block].sum(-1)
-            moved = kl_divergence(old[block], self.reasoner.listed_log_probs(rollout.states[block])) * visits
-            sums.append(torch.stack([moved.sum(), visits.sum()]))
-        moved, seen = total(torch.stack(sums).sum(0))
-        return float(moved / seen.clamp_min(1))
-
-    @torch.no_grad()
-    def _measure(self, rollout: Rollout, old: Tensor, rate: float) -> Metrics:
-        sums, farthest = [], []
-        for block in self._blocks(torch.arange(len(old), device=old.device)):
-            states, counts, before = rollout.states[block], rollout.counts[block], old[block]
-            log_p, visits = self.reasoner.listed_log_probs(states), counts.sum(-1)
-            taken = (counts > 0) & (before > -torch.inf)
-            ratio = torch.where(taken, log_p - before, 0.0).exp()
-            clipped = ((ratio - 1).abs() > self.config.clip) & taken
-            reference = self._log_ref(states).exp()  # what it gives to steps that the policy does not list is lost
-            moved = ((log_p.exp() - reference).abs().sum(-1) + 1 - reference.sum(-1)) / 2
-            parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
-            sums.append(torch.stack([x.double().sum() for x in parts]))
-            farthest.append(moved.max())
-        kl, n_clipped, n, mean_entropy = total(torch.stack(sums).sum(0))
-        metrics = {
-            "learning_rate": rate,
-            "env_steps": self.env_steps,
-            "mean_reward": rollout.mean_reward,
-            "explained_variance": rollout.explained_variance,
-            "approx_kl": float(kl / n),
-            "clip_fraction": float(n_clipped / n),
-            "entropy": float(mean_entropy / n),
-            "tv_to_pretrained_max": float(largest(torch.stack(farthest).max())),
-        }
-        return metrics | self._distance(rollout)
-
-    def _distance(self, rollout: Rollout) -> Metrics:
-        """How far the policy still is from the optimum of its objective, where that is known in closed form."""
-        if self.config.entropy_coefficient or self.prm.noise or (self.gamma and self.reasoner.window > 1):
-            return {}
-        n = self.reasoner.n_states
-        if self.gamma and n > _MOST_SOLVED:
-            return {}
-        if self.reasoner.lists is not None and bool((self.reference.support & ~self.reasoner.support).any()):
-            return {}  # the optimum takes steps that the policy cannot
-        contexts = (
-            torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
-        )
-        reward, terminal, farthest = self.reward(), self.terminal(), []
-        for states in (contexts,) if self.gamma else self._blocks(contexts):
-            log_ref = self._log_ref(states).double()
-            weight = self.kl_weight(states, log_ref)
-            if self.gamma:
-                whole = self.reference.log_probs(states)[:, 0].double()
-                _, optimum = soft_values(whole, reward, terminal, self.gamma, weight[:, 0])
-                optimum = self.reasoner.pick(optimum, states)
-            else:
-                optimum = (log_ref + self.reasoner.pick(reward, states) / weight[..., None]).log_softmax(-1)
-            policy = self.reasoner.listed_log_probs(states).double().exp()
-            distance = (policy - optimum.exp()).abs().sum(-1) / 2
-            farthest.append(torch.where(terminal[states], 0.0, distance).max())
-        return {"tv_to_optimum_max": float(largest(torch.stack(farthest).max()))}
-
-
-def ppo(
-    reasoner: Reasoner,
-    prm: PRM,
-    scales: Scales,
-    config: PPOConfig | None = None,
-    context: Context | None = None,
-    start: Tensor | None = None,
-    target: Tensor | None = None,
-    reference: Reasoner | None = None,
-) -> list[Metrics]:
-    """Algorithm 3 on `reasoner`, in place.
-
-    Args:
-        reasoner: the pretrained model.
-        prm: M_s; its scores are the process reward.
-        scales: gives ε and ε_max.
-        config: see `PPOConfig`.
-        context: seed, folder, devices, watchers.
-        start: (N,) law of X_in, for the outcome reward.
-        target: (N,) bool, X_out, for the outcome reward.
-        reference: p_ref; the reasoner as it is at the call unless another is given.
-
-    Returns:
-        The logged lines.
-    """
-    config, context = config or PPOConfig(), context or Context()
-    if config.form == "sign":
-        if not isinstance(reasoner, LinearReasoner):
-            raise ValueError("ppo.form: sign is the paper's form for the linear reasoner; use form: clip for others")
-        updates = sign_ascent(reasoner, prm, scales, config.sign_step, config.clip)
-        line: Metrics = {"step": updates, "updates": updates}
-        if context.probe is not None:
-            line |= context.probe(reasoner)
-        if context.report is not None:
-            context.report(line)
-        return [line]
-    return fit(PPOStage(reasoner, prm, scales, config, context, start, target, reference), Steps(config.rounds))
+def ppo_by_sign(reasoner: Reasoner, prm: PRM, scales: Scales, config: PPOConfig, context: Context) -> Result[Reasoner]:
+    """`sign_ascent` with the result and the log of `ppo`."""
+    if not isinstance(reasoner, LinearReasoner):
+        raise ValueError("ppo.form: sign is the paper's form for the linear reasoner; use form: clip for others")
+    updates = sign_ascent(reasoner, prm, scales, config.sign_step, config.clip)
+    line: Metrics = {"step": updates, "updates": updates}
+    if context.probe is not None:
+        line |= context.probe(reasoner)
+    if context.report is not None:
+        context.report(line)
+    return Result(reasoner, [line], Cost(0, updates * reasoner.n_states, updates))

@@ -10,139 +10,23 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mcot_torch.algorithms.config import PretrainConfig
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
 from mcot_torch.sampling.datasets import Batch, CountData, PairData, PathData
 from mcot_torch.sampling.walks import StepTable
 from mcot_torch.system.machine import compiled
-from mcot_torch.system.ranks import from_first, mean, total
-from mcot_torch.training.loop import Context, Metrics, Stage, cosine, fit
+from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.result import Cost, Result
 
 __all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
 
-
-def negative_log_likelihood(
-    log_p: Tensor, counts: Tensor, observed: Callable[[Tensor], Tensor] = lambda here: here
-) -> Tensor:
-    """Mean −log p̂ of the observed steps: L(W) of Algorithm 1 on a sample.
-
-    Args:
-        log_p: (..., D) log-probabilities of some steps, −inf where a step is cut.
-        counts: (..., D) how often each of them was observed.
-        observed: turns the number of observations here into the divisor: the mean over ranks, where each has a part of
-            the sample, makes the mean of their losses and gradients that of the whole.
-
-    Returns:
-        Scalar; observations of cut steps are left out of it.
-    """
-    seen = (counts > 0) & (log_p > -torch.inf)
-    return -(torch.where(seen, log_p, 0.0) * counts).sum() / observed(torch.where(seen, counts, 0.0).sum())
-
-
-def block_loss(
-    reasoner: Reasoner,
-    states: Tensor,
-    listed: Tensor | None,
-    allowed: Tensor | None,
-    places: Tensor,
-    counts: Tensor,
-    kept: Tensor,
-) -> Tensor:
-    """`negative_log_likelihood` of some contexts, a function of tensors alone, as a compiler wants it.
-
-    Args:
-        reasoner: predicts.
-        states: (B, T) int64, contexts.
-        listed: (B, T, S), what `reasoner.listed` gives for them.
-        allowed: (B, T, S), what `reasoner.allowed` gives for them.
-        places: (B, T, D) int64, where the observed next states stand in the lists.
-        counts: (B, T, D), how often each was observed, 0 for a step that is cut.
-        kept: Σ counts of all contexts: the divisor.
-    """
-    log_p = reasoner.logits_among(states, listed, allowed).log_softmax(-1).gather(-1, places)
-    return negative_log_likelihood(log_p.to(counts.dtype), counts, lambda here: kept)
-
-
-def default_threshold(scales: Scales) -> float:
-    """c_thres = 0.35 ε min w, inside the paper's range (ε/4, ε/2)."""
-    return 0.35 * scales.epsilon * scales.smallest_weight
-
-
-def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
-    """Rates at which hard steps of a few thousandths are learned within a thousand steps."""
-    if optimizer == "gd":
-        return float(reasoner.n_states)
-    return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
-
+TrainingData = CountData | PairData | PathData
 
 _CUT_BATCHES = 64  # batches of paths whose contexts decide the cut
-
-
-class PretrainStage(Stage):
-    """Gradient steps on the likelihood, with the cut after `config.steps` of them."""
-
-    name = "pretrain"
-
-    def __init__(
-        self,
-        reasoner: Reasoner,
-        data: Dataset[Batch],
-        config: PretrainConfig,
-        threshold: float,
-        context: Context,
-    ) -> None:
-        super().__init__(reasoner, context, config.log_every)
-        self.data = data
-        self.config = config
-        self.threshold = threshold
-        self.loss = compiled(block_loss, reasoner.device) if config.compile else block_loss
-        self.rate = config.learning_rate or default_learning_rate(reasoner, config.optimizer)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, or plain gradient descent."""
-        if self.config.optimizer == "gd":
-            return torch.optim.SGD(self.reasoner.parameters(), lr=self.rate)
-        return torch.optim.Adam(self.reasoner.parameters(), lr=self.rate, betas=(0.9, self.config.beta2), fused=True)
-
-    def training_step(self, batch: Batch) -> None:
-        """One gradient step; the cut comes right before step T1."""
-        if self.step == self.config.steps:
-            self.cut()
-        decay = cosine(self.step, self.total) if self.config.optimizer == "adam" else 1.0
-        clip_norm = 1.0 if self.reasoner.window > 1 else None
-        loss = self.update(self.losses(*batch), self.rate * decay, clip_norm)
-        if self.step + 1 == self.total:
-            self.cut()
-        self.finish_step(lambda: {"loss": float(loss), "learning_rate": self.rate * decay})
-
-    def losses(self, states: Tensor, after: Tensor, counts: Tensor) -> Iterator[Tensor]:
-        """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
-        model, here = self.reasoner, states[..., None]
-        counts = torch.where(model.support[here, after], counts, 0.0)
-        kept, parts = mean(counts.sum()), (states, model.places(here, after), counts)
-        for x, places, n in zip(*(self.in_blocks(part, states.shape[1] * model.cells) for part in parts), strict=True):
-            yield self.loss(model, x, model.listed(x), model.allowed(x), places, n, kept)
-
-    def cut(self) -> None:
-        """Drop every step that the reasoner finds less probable than the threshold.
-
-        With a longer window the probability is the mean over contexts in fresh paths; an unseen state keeps all steps.
-        """
-        if isinstance(self.data, PathData):
-            contexts = torch.cat([self.data.paths(len(self.data) + i)[:, :-1] for i in range(_CUT_BATCHES)])
-            here, seen_here, _ = self.reasoner.context_kernel(contexts)
-            visits = total(seen_here)
-            # a rank's weight is its share of the visits: exactly 1 where there is one rank
-            kernel = total(here * (seen_here / visits.clamp_min(1))[:, None])
-            kernel[visits == 0] = 1.0
-        else:
-            kernel = self.reasoner.kernel()
-        self.reasoner.cut_(from_first(lambda: kernel, kernel.device), self.threshold)
 
 
 def pretrain(
@@ -150,27 +34,56 @@ def pretrain(
     graph: MetastableGraph,
     config: PretrainConfig | None = None,
     context: Context | None = None,
-) -> list[Metrics]:
-    """Algorithm 1 on `reasoner`, in place.
+) -> Result[Reasoner]:
+    """Run Algorithm 1 on `reasoner`, in place.
 
     Args:
-        reasoner: a fresh model over the graph's states.
-        graph: the true chain, sampled and never shown otherwise.
-        config: see `PretrainConfig`.
-        context: seed, folder, devices, watchers.
+        reasoner: a fresh model over the graph's N states.
+        graph: the true chain p^ε, which is sampled and never shown otherwise.
+        config: options; the defaults suit the default graph.
+        context: seed, folder of checkpoints, devices, watchers.
 
     Returns:
-        The logged lines.
+        The reasoner, the logged lines and the cost.
+
+    Example:
+        >>> import mcot_torch as mt
+        >>> graph = mt.build_graph(mt.GraphConfig(n_clusters=4, cluster_size=8, epsilon=0.02))
+        >>> reasoner = mt.LinearReasoner(graph.n_states)
+        >>> result = mt.pretrain(reasoner, graph, mt.PretrainConfig(steps=50, steps_after_cut=50, transitions=10**6))
+        >>> result.history[-1]["step"], result.cost.transitions
+        (100, 999936)
     """
     config, context = config or PretrainConfig(), context or Context()
     threshold = config.threshold
     if threshold is None:
         threshold = default_threshold(Scales.of(graph, graph.epsilon))
-    data = _data(reasoner, graph, config, context.seed)
-    return fit(PretrainStage(reasoner, data, config, threshold, context), data)
+    data = training_data(reasoner, graph, config, context.seed)
+    full_rate = config.learning_rate or default_learning_rate(reasoner, config.optimizer)
+    if config.optimizer == "gd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(reasoner.parameters(), lr=full_rate)
+    else:
+        betas = (0.9, config.beta2)
+        optimizer = torch.optim.Adam(reasoner.parameters(), lr=full_rate, betas=betas, fused=True)
+    loss_of_block = compiled(block_loss, reasoner.device) if config.compile else block_loss
+
+    with TrainingLoop("pretrain", len(data), context, config.log_every, model=reasoner, optimizer=optimizer) as loop:
+        for step in loop:
+            if step == config.steps:
+                cut(reasoner, data, threshold, loop)
+            losses = losses_in_blocks(reasoner, data[step], loop.mean, loss_of_block)
+            loss = loop.backward(losses, clip_norm=1.0 if reasoner.window > 1 else None)
+            rate = full_rate * (cosine(step, loop.total) if config.optimizer == "adam" else 1.0)
+            loop.set_learning_rate(rate)
+            optimizer.step()
+            if step + 1 == loop.total:
+                cut(reasoner, data, threshold, loop)
+            loop.finish(step, {"loss": loss, "learning_rate": rate})
+    return Result(reasoner, loop.history, cost_of(reasoner, data))
 
 
-def _data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, seed: int) -> Dataset[Batch]:
+def training_data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, seed: int) -> TrainingData:
+    """Batches of the chain p^ε, one for each step: transition counts for window 1, paths for a longer window."""
     table = StepTable.from_graph(graph, reasoner.device)
     steps = config.steps + config.steps_after_cut
     if reasoner.window > 1:
@@ -179,3 +92,108 @@ def _data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, se
     if config.data == "pairs":
         return PairData(table, config.transitions, steps, seed, dtype)
     return CountData(table, config.transitions, config.path_length, steps, seed, dtype)
+
+
+def default_threshold(scales: Scales) -> float:
+    """c_thres = 0.35 ε min w, inside the paper's range (ε/4, ε/2)."""
+    return 0.35 * scales.epsilon * scales.smallest_weight
+
+
+def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
+    """Learning rate at which hard steps of a few thousandths are learned within a thousand steps."""
+    if optimizer == "gd":
+        return float(reasoner.n_states)
+    return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
+
+
+def cost_of(reasoner: Reasoner, data: TrainingData) -> Cost:
+    """Cost of all steps on `data`, and of the paths on which the two cuts of a longer window are decided."""
+    steps = len(data)
+    if isinstance(data, PathData):
+        contexts = data.batch_size * data.length * (steps + 2 * _CUT_BATCHES)
+        return Cost(contexts, contexts, steps)
+    return Cost(data.transitions, steps * reasoner.n_states, steps)
+
+
+# ---- the loss ---------------------------------------------------------------------------------------------------
+
+
+def negative_log_likelihood(log_p: Tensor, counts: Tensor, divisor: Tensor | None = None) -> Tensor:
+    """Mean −log p̂ of the observed steps: L(W) of Algorithm 1 on a sample.
+
+    Args:
+        log_p: (..., D) log-probabilities of some steps, −inf where a step is cut.
+        counts: (..., D) how often each of the steps was observed.
+        divisor: () what the sum is divided by; None means the observations of steps that are not cut.
+
+    Returns:
+        Scalar; observations of cut steps are left out.
+    """
+    seen = (counts > 0) & (log_p > -torch.inf)
+    divisor = torch.where(seen, counts, 0.0).sum() if divisor is None else divisor
+    return -(torch.where(seen, log_p, 0.0) * counts).sum() / divisor
+
+
+def losses_in_blocks(
+    reasoner: Reasoner, batch: Batch, mean: Callable[[Tensor], Tensor], loss_of_block: Callable[..., Tensor]
+) -> Iterator[Tensor]:
+    """Yield the loss of a batch in blocks of contexts that fit the memory; the sum of the blocks is the loss.
+
+    Args:
+        reasoner: predicts.
+        batch: contexts (B, T), next states (B, T, D), counts (B, T, D).
+        mean: averages the number of observations over the ranks, so that averaged gradients are those of all samples.
+        loss_of_block: `block_loss`, or its compiled version.
+    """
+    states, after, counts = batch
+    here = states[..., None]
+    counts = torch.where(reasoner.support[here, after], counts, 0.0)
+    divisor = mean(counts.sum())
+    rows = rows_at_once(states.shape[1] * reasoner.cells, states.device)
+    parts = (states, reasoner.places(here, after), counts)
+    for block, places, seen in zip(*(part.split(rows) for part in parts), strict=True):
+        yield loss_of_block(reasoner, block, reasoner.listed(block), reasoner.allowed(block), places, seen, divisor)
+
+
+def block_loss(
+    reasoner: Reasoner,
+    states: Tensor,
+    successors: Tensor | None,
+    allowed: Tensor | None,
+    places: Tensor,
+    counts: Tensor,
+    divisor: Tensor,
+) -> Tensor:
+    """`negative_log_likelihood` of some contexts as a function of tensors alone, which a compiler needs.
+
+    Args:
+        reasoner: predicts.
+        states: (B, T) int64, contexts.
+        successors: (B, T, S) int64 supported next states, or None where all N are listed.
+        allowed: (B, T, S) bool, which of the listed steps are supported; None where all are.
+        places: (B, T, D) int64, where the observed next states stand in the lists.
+        counts: (B, T, D), how often each was observed, 0 for a step that is cut.
+        divisor: () observations of all contexts.
+    """
+    log_p = reasoner.logits_among(states, successors, allowed).log_softmax(-1).gather(-1, places)
+    return negative_log_likelihood(log_p.to(counts.dtype), counts, divisor)
+
+
+# ---- the cut ----------------------------------------------------------------------------------------------------
+
+
+def cut(reasoner: Reasoner, data: TrainingData, threshold: float, loop: TrainingLoop) -> None:
+    """Drop every step that the reasoner finds less probable than the threshold.
+
+    With a longer window the probability is the mean over contexts in fresh paths; an unseen state keeps all steps.
+    """
+    if isinstance(data, PathData):
+        contexts = torch.cat([data.paths(len(data) + i)[:, :-1] for i in range(_CUT_BATCHES)])
+        kernel, visits, _ = reasoner.context_kernel(contexts)
+        visits_of_all = loop.sum(visits)
+        # The weight of a rank is its share of the visits: exactly 1 where there is one rank.
+        kernel = loop.sum(kernel * (visits / visits_of_all.clamp_min(1))[:, None])
+        kernel[visits_of_all == 0] = 1.0
+    else:
+        kernel = reasoner.kernel()
+    reasoner.cut_(loop.once(lambda: kernel), threshold)

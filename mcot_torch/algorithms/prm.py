@@ -16,11 +16,11 @@ from torch import Tensor
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Policy, entries_at
+from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
 from mcot_torch.system.files import write_text
 from mcot_torch.system.randomness import generator
 
-__all__ = ["PRM", "guidance", "tilt", "tilt_strength"]
+__all__ = ["PRM", "avoid", "guidance", "tilt", "tilt_strength"]
 
 _FULL_ROW = 0.98  # share of a row that its hard steps may take at ε_max before they are no rare steps
 
@@ -32,12 +32,16 @@ class PRM:
         n_states: N.
         edges: (n, 2) int64 on the CPU, the steps taken to be hard.
         noise: standard deviation of the error added to every score at every call.
+        votes: (n,) int64, rounds of search that voted for each edge; None where the edges are not from search.
     """
 
-    def __init__(self, n_states: int, edges: Tensor, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, n_states: int, edges: Tensor, noise: float = 0.0, seed: int = 0, votes: Tensor | None = None
+    ) -> None:
         self.n_states = n_states
         self.edges = edges.to("cpu", torch.int64).reshape(-1, 2)
         self.noise = noise
+        self.votes = votes
         self._generator = generator(seed, "prm", "noise")
 
     @classmethod
@@ -153,5 +157,16 @@ def guidance(prm: PRM, scales: Scales, device: torch.device | str = "cpu") -> Po
         hard = entries_at(known, states, listed)
         scores = entries_at(prm.scores(device), states, listed) if prm.noise else hard.double()
         return tilt(log_p, scores, hard, scales)
+
+    return policy
+
+
+def avoid(edges: Tensor, reasoner: Reasoner) -> Policy:
+    """A policy that never takes the given steps: walks that stay among the easy ones."""
+    known = torch.zeros(reasoner.n_states, reasoner.n_states, dtype=torch.bool, device=reasoner.device)
+    known[edges[:, 0], edges[:, 1]] = True
+
+    def policy(states: Tensor, log_p: Tensor, listed: Tensor | None) -> Tensor:
+        return log_p.masked_fill(entries_at(known, states, listed), -torch.inf).log_softmax(-1)
 
     return policy

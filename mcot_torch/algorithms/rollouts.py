@@ -18,18 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcot_torch.algorithms.config import PPOConfig
-from mcot_torch.algorithms.prm import tilt_strength
-from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
-from mcot_torch.sampling.datasets import count_batch, uniform_starts
-from mcot_torch.sampling.walks import walk_counts
-from mcot_torch.system.ranks import share, total
+from mcot_torch.sampling.attempts import Attempts, TransitionCounts, Transitions
+from mcot_torch.sampling.datasets import count_batch, sample_counts
+from mcot_torch.system.ranks import own_rows, share, total, whole
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
 """λ of each context: (states (B, T), log p_ref (B, T, S) of the steps that the policy lists) -> (B, T)."""
 
-__all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "n_walkers", "one_step_rollout", "soft_values"]
+__all__ = [
+    "Rollout",
+    "RolloutSampler",
+    "gae",
+    "gae_rollout",
+    "one_step_rollout",
+    "penalised",
+    "sample_paths",
+    "soft_values",
+    "transition_counts",
+]
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,133 @@ class Rollout:
         return replace(self, **parts)
 
 
-def kl_weight(log_ref: Tensor, known: Tensor, scales: Scales, config: PPOConfig) -> Tensor:
-    """λ of each context: (..., S) -> (...,). By default that whose one-step optimum is ε_max, see `prm.tilt_strength`."""
-    if config.kl_coefficient is not None:
-        return torch.full(log_ref.shape[:-1], config.kl_coefficient, dtype=log_ref.dtype, device=log_ref.device)
-    if config.reward == "outcome":
-        return torch.full(log_ref.shape[:-1], 0.05, dtype=log_ref.dtype, device=log_ref.device)
-    return 1.0 / tilt_strength(torch.where(known, log_ref.exp(), 0.0).sum(-1), scales)
+# ---- sampling ---------------------------------------------------------------------------------------------------
+
+
+def transition_counts(reasoner: Reasoner, n_walkers: int, path_length: int, draw: torch.Generator) -> TransitionCounts:
+    """Transition counts of the reasoner's own chain, from uniform starts; ranks share the walkers."""
+    if reasoner.window == 1:
+        table = reasoner.table()
+        return TransitionCounts(table.successors, sample_counts(table, n_walkers, path_length, draw))
+    path = sample_paths(reasoner, n_walkers, path_length, draw)
+    n, width = reasoner.n_states, reasoner.list_length
+    states = torch.arange(n, device=reasoner.device)
+    listed = reasoner.listed(states)
+    cells = (path[:, :-1] * width + reasoner.places(path[:, :-1], path[:, 1:])).reshape(-1)
+    counts = total(torch.bincount(cells, minlength=n * width).double()).view(n, width)
+    return TransitionCounts(states.expand(n, -1) if listed is None else listed, counts)
+
+
+def sample_paths(reasoner: Reasoner, n_walkers: int, path_length: int, draw: torch.Generator) -> Tensor:
+    """(W, path_length + 1) int64 paths from uniform starts; W is this rank's share of the walkers."""
+    starts = torch.randint(reasoner.n_states, (share(n_walkers),), generator=draw, device=reasoner.device)
+    return reasoner.generate(starts, path_length, draw)
+
+
+class RolloutSampler:
+    """Samples rollouts with the policy as it is, and keeps what goes on from one rollout to the next.
+
+    Args:
+        policy: the reasoner in training.
+        reference: p_ref.
+        reward: (N, N) float64 reward of each step, without the KL term; called with the generator, from which a noisy PRM
+            draws its errors.
+        terminal: (N,) bool, where an episode ends; all False for the process reward.
+        weight_of: λ of each context.
+        start: (N,) float64 law of the starts of episodes; used where gamma > 0.
+        n_walkers: walks of a rollout, of all ranks together.
+        path_length: steps of each walk.
+        gamma: discount; 0 weighs each step by itself.
+        gae_lambda: λ of generalised advantage estimation.
+
+    Attributes:
+        values: (N,) float64, V of each state.
+        walkers: (W,) int64, where this rank's walks ended; None before the first rollout.
+        n_samples: steps sampled so far, by all ranks.
+    """
+
+    def __init__(
+        self,
+        policy: Reasoner,
+        reference: Reasoner,
+        reward: Callable[[torch.Generator | None], Tensor],
+        terminal: Tensor,
+        weight_of: KLWeight,
+        start: Tensor,
+        n_walkers: int,
+        path_length: int,
+        gamma: float,
+        gae_lambda: float,
+    ) -> None:
+        self.policy, self.reference, self.reward, self.terminal = policy, reference, reward, terminal
+        self.weight_of, self.start, self.n_walkers, self.path_length = weight_of, start, n_walkers, path_length
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.values = torch.zeros(policy.n_states, dtype=torch.float64, device=policy.device)
+        self.walkers: Tensor | None = None
+        self.n_samples = 0
+
+    @torch.no_grad()
+    def sample(self, draw: torch.Generator) -> Rollout:
+        """Sample with the policy as it is, and weigh what was sampled."""
+        rollout = self._one_step(draw) if self.gamma == 0 else self._discounted(draw)
+        self.n_samples += rollout.n_samples
+        return rollout
+
+    def _one_step(self, draw: torch.Generator) -> Rollout:
+        reward = self.reward(draw)
+        sampled: Transitions
+        if self.policy.window == 1:
+            sampled = transition_counts(self.policy, self.n_walkers, self.path_length, draw)
+        else:
+            sampled = Attempts.until(sample_paths(self.policy, self.n_walkers, self.path_length, draw))
+        return one_step_rollout(self.policy, self.reference, sampled, reward, self.weight_of)
+
+    def _discounted(self, draw: torch.Generator) -> Rollout:
+        if self.walkers is None:
+            walkers = self._starts(share(self.n_walkers), draw)
+        else:
+            walkers = self.walkers.to(draw.device)
+            walkers = torch.where(self.terminal[walkers], self._starts(len(walkers), draw), walkers)
+        reward, values = self.reward(draw), self.values.to(draw.device)
+        attempts = Attempts.until(self.policy.generate(walkers, self.path_length, draw), self.terminal)
+        rollout, self.values = gae_rollout(
+            self.policy,
+            self.reference,
+            attempts,
+            reward,
+            self.terminal,
+            values,
+            self.weight_of,
+            self.gamma,
+            self.gae_lambda,
+        )
+        self.walkers = attempts.final
+        return rollout
+
+    def _starts(self, n: int, draw: torch.Generator) -> Tensor:
+        return torch.multinomial(self.start.to(draw.device), n, replacement=True, generator=draw)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The reference, the values, the walkers of all ranks, and the number of steps sampled, for a checkpoint."""
+        state = {f"reference.{key}": value for key, value in self.reference.state_dict().items()}
+        walkers = {} if self.walkers is None else {"walkers": whole(self.walkers, self.n_walkers)}
+        return {**state, **walkers, "values": self.values, "env_steps": torch.tensor(self.n_samples)}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `state_dict`; `ValueError` unless it is of a policy over the same states."""
+        reference = {k.removeprefix("reference."): v for k, v in tensors.items() if k.startswith("reference.")}
+        self.reference.load_state_dict(reference)
+        values, walkers = tensors["values"], tensors.get("walkers")
+        if values.shape != self.values.shape or values.dtype != self.values.dtype:
+            raise ValueError(f"it holds {len(values)} values of states, and there are {len(self.values)}")
+        if walkers is not None and not bool(((walkers >= 0) & (walkers < len(values))).all()):
+            raise ValueError(f"it holds a walker outside the states 0 .. {len(values) - 1}")
+        self.values = values.to(self.policy.device)
+        self.walkers = None if walkers is None else walkers[own_rows(self.n_walkers)]
+        self.n_samples = int(tensors["env_steps"])
+
+
+# ---- advantages -------------------------------------------------------------------------------------------------
 
 
 def penalised(reward: Tensor, log_old: Tensor, log_ref: Tensor, weight: Tensor) -> Tensor:
@@ -95,26 +222,20 @@ def _explained(returns: Tensor, baseline: Tensor, weight: Tensor) -> float:
 
 
 def one_step_rollout(
-    reasoner: Reasoner,
-    reference: Reasoner,
-    reward: Tensor,
-    weight_of: KLWeight,
-    config: PPOConfig,
-    draw: torch.Generator,
+    reasoner: Reasoner, reference: Reasoner, sampled: Transitions, reward: Tensor, weight_of: KLWeight
 ) -> Rollout:
-    """gamma = 0: sample on-policy from uniform starts; the advantage of a step is its reward less the row's exact mean."""
+    """Weigh each step by itself (gamma = 0): its advantage is its reward less the row's exact mean.
+
+    Args:
+        reasoner: the policy that sampled.
+        reference: p_ref.
+        sampled: steps, on-policy.
+        reward: (N, N) float64 of each step.
+        weight_of: λ of each context.
+    """
     dtype = next(reasoner.parameters()).dtype
-    if reasoner.window == 1:
-        starts = uniform_starts(share(n_walkers(config, reasoner)), reasoner.n_states, draw)
-        table = reasoner.table()
-        taken = total(walk_counts(table, starts, config.path_length, draw))
-        # the table lists what the reasoner lists, where that lists anything
-        states, _, counts = count_batch(table.to_edges(taken) if reasoner.lists is None else taken, dtype=dtype)
-    else:
-        paths = _sample_paths(reasoner, config, draw)
-        states = paths[:, :-1]
-        counts = F.one_hot(reasoner.places(states, paths[:, 1:]), reasoner.list_length).to(dtype)
-    gain, loss, sampled = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
+    states, counts = sampled.tabulate(reasoner.step_lists, dtype)
+    gain, loss, columns_of = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
     rows = torch.arange(len(states), device=states.device)
     for block in rows.split(rows_at_once(states.shape[1] * reasoner.cells, states.device)):
         log_old = reasoner.listed_log_probs(states[block]).double()
@@ -125,28 +246,11 @@ def one_step_rollout(
         advantage = (seen * (value - baseline)).to(dtype)
         gain[block], loss[block] = advantage.clamp_min(0), (-advantage).clamp_min(0)
         columns = (seen.double(), paid, value, baseline.expand_as(value))
-        sampled.append(torch.stack([x[seen > 0] for x in columns]))
-    weight, paid, value, baseline = torch.cat(sampled, dim=1)
+        columns_of.append(torch.stack([x[seen > 0] for x in columns]))
+    weight, paid, value, baseline = torch.cat(columns_of, dim=1)
     n_samples, earned = total(torch.stack([weight.sum(), (weight * paid).sum()])).tolist()
     explained = _explained(value, baseline, weight)
     return Rollout(states, counts, gain, loss, int(n_samples), earned / n_samples, explained)
-
-
-def path_length(config: PPOConfig, reasoner: Reasoner) -> int:
-    """Steps of each sampled walk."""
-    return config.path_length if reasoner.window == 1 else reasoner.window
-
-
-def n_walkers(config: PPOConfig, reasoner: Reasoner) -> int:
-    """Walks of a rollout, those of all ranks together."""
-    return max(1, config.transitions // path_length(config, reasoner))
-
-
-def _sample_paths(reasoner: Reasoner, config: PPOConfig, draw: torch.Generator, starts: Tensor | None = None) -> Tensor:
-    if starts is None:
-        n = share(n_walkers(config, reasoner))
-        starts = torch.randint(reasoner.n_states, (n,), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, path_length(config, reasoner), draw)
 
 
 def gae(reward: Tensor, done: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -175,35 +279,31 @@ def gae(reward: Tensor, done: Tensor, values: Tensor, gamma: float, gae_lambda: 
 def gae_rollout(
     reasoner: Reasoner,
     reference: Reasoner,
+    attempts: Attempts,
     reward: Tensor,
     terminal: Tensor,
     values: Tensor,
-    walkers: Tensor,
     weight_of: KLWeight,
-    config: PPOConfig,
-    draw: torch.Generator,
-) -> tuple[Rollout, Tensor, Tensor]:
-    """gamma > 0: walk on from `walkers`, weigh each step by what follows it, refit the table of values.
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Rollout, Tensor]:
+    """Weigh each step by what follows it (gamma > 0), and refit the table of values.
 
     Args:
-        reasoner: samples.
+        reasoner: the policy that sampled.
         reference: p_ref.
-        reward: (N, N) of each step.
-        terminal: (N,) bool, X_out; a walker that enters it waits there for the next rollout.
+        attempts: walks that end in X_out or at the end of their path, which is truncation.
+        reward: (N, N) float64 of each step.
+        terminal: (N,) bool, X_out.
         values: (N,) float64.
-        walkers: (W,) int64.
         weight_of: λ of each context.
-        config: gives gamma, λ of GAE.
-        draw: generator on the reasoner's device.
+        gamma: discount.
+        gae_lambda: λ of generalised advantage estimation.
 
     Returns:
-        The rollout, the new values, where the walkers ended.
+        The rollout and the new values.
     """
-    gamma = discount(config, reasoner)
-    paths = _sample_paths(reasoner, config, draw, walkers)
-    states, after = paths[:, :-1], paths[:, 1:]
-    done = terminal[after]
-    valid = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1].int().cumsum(1) == 0], dim=1)  # until it arrives
+    states, after, done, valid = attempts.states, attempts.after, attempts.done, attempts.valid
     n, table = reasoner.n_states, reasoner.window == 1  # with window 1 the N states are all the contexts there are
     contexts = torch.arange(n, device=states.device)[:, None] if table else states
     log_old = reasoner.listed_log_probs(contexts).double()
@@ -211,8 +311,8 @@ def gae_rollout(
     paid = penalised(reasoner.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
     place, width = reasoner.places(states, after), reasoner.list_length
     paid = paid[states, 0, place] if table else paid.gather(-1, place[..., None])[..., 0]  # (B, T)
-    value = torch.where(terminal, 0.0, values)[paths]
-    advantage = gae(paid, done, value, gamma, config.gae_lambda)
+    value = torch.where(terminal, 0.0, values)[attempts.paths]
+    advantage = gae(paid, done, value, gamma, gae_lambda)
     returns = advantage + value[:, :-1]
     weight = valid.double()
     visits = total(torch.zeros_like(values).index_add_(0, states.reshape(-1), weight.reshape(-1)))
@@ -232,15 +332,7 @@ def gae_rollout(
     n_samples, earned = total(torch.stack([weight.sum(), (reward[states, after] * weight).sum()])).tolist()
     explained = _explained(returns, value[:, :-1], weight)
     rollout = Rollout(contexts, counts, up, down, int(n_samples), earned / n_samples, explained)
-    ended = torch.where(done.any(1), after.gather(1, done.int().argmax(1, keepdim=True))[:, 0], paths[:, -1])
-    return rollout, new_values, ended
-
-
-def discount(config: PPOConfig, reasoner: Reasoner) -> float:
-    """gamma; by default 0 for the process reward and 1 − 1/(length of a rollout's walks) for the outcome reward."""
-    if config.gamma is not None:
-        return config.gamma
-    return 1.0 - 1.0 / path_length(config, reasoner) if config.reward == "outcome" else 0.0
+    return rollout, new_values
 
 
 def soft_values(

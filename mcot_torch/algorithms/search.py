@@ -14,44 +14,73 @@ held so far: with uniform starts one run in seven left some cluster with too few
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mcot_torch.algorithms.config import SearchConfig
+from mcot_torch.algorithms.prm import PRM, avoid
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
-from mcot_torch.system.files import READ_ERRORS
-from mcot_torch.system.progress import progress_bar
+from mcot_torch.reasoners.reasoner import Policy, Reasoner
 from mcot_torch.system.randomness import generator
-from mcot_torch.system.ranks import any_of, from_first, is_first
-from mcot_torch.training.loop import Context, interruptible, load_state, save_state, unreadable
+from mcot_torch.system.ranks import on_first_rank
+from mcot_torch.training.loop import Context, TrainingLoop
+from mcot_torch.training.result import Cost, Result
 
-__all__ = ["SearchConfig", "SearchResult", "resolve_search", "search"]
+__all__ = ["SearchConfig", "resolve_search", "search"]
 
 _BLOCK = 256  # steps between two looks for walks that left
 
 
-@dataclass
-class SearchResult:
-    """What search found and what it cost.
+def search(
+    reasoner: Reasoner,
+    scales: Scales,
+    config: SearchConfig | None = None,
+    context: Context | None = None,
+    on_round: Callable[[Tensor], Cost] | None = None,
+) -> Result[PRM]:
+    """Run Algorithm 2.
 
-    Attributes:
-        edges: (n, 2) int64, Ê, the steps with enough votes.
-        votes: (n,) int64, rounds that voted for each.
-        transitions: steps walked in all.
-        history: a line for each chunk of rounds: rounds, transitions, edges.
+    Args:
+        reasoner: walked on, and changed only by `on_round`.
+        scales: K, M, ε; they set the defaults of R, N, T_0 and T_max.
+        config: options.
+        context: seed, folder of checkpoints, watchers.
+        on_round: in RL mode, called after each round that found a step with the (n, 2) steps found so far; runs Algorithm 3
+            and returns its cost. Walks of later rounds avoid the steps that are known already, else the raised ones
+            would spoil Ĉ.
+
+    Returns:
+        The PRM M_s whose edges are Ê, the steps with enough votes, and whose `votes` tell how many rounds voted for each;
+        a line for each chunk of rounds (rounds, transitions, edges); the cost.
     """
+    config, context = resolve_search(config or SearchConfig(), scales), context or Context()
+    assert config.rounds
+    one_by_one = config.mode == "rl"
+    chunk = 1 if one_by_one else scales.n_clusters
+    votes = Votes(reasoner.n_states, config.min_votes, reasoner.device)
+    model = reasoner if one_by_one else None
 
-    edges: Tensor
-    votes: Tensor
-    transitions: int
-    history: list[dict[str, float]] = field(default_factory=list)
+    with TrainingLoop("search", config.rounds, context, model=model, extra=votes, stride=chunk) as loop:
+        for first in loop:
+            n_rounds = min(chunk, loop.total - first)
+            draw = generator(context.seed, "search", first, device=reasoner.device)
+            least = (votes.coverage == votes.coverage.min()).double()
+            starts = torch.multinomial(least, n_rounds, replacement=True, generator=draw)
+            known = votes.edges()
+            policy = avoid(known, reasoner) if one_by_one and len(known) else None
+            found, clusters, transitions = search_rounds(reasoner, starts, config, draw, policy)
+            votes.count(found, clusters)
+            votes.cost += Cost(transitions, passes(reasoner, transitions), n_rounds)
+            edges = votes.edges()
+            if on_round is not None and len(edges) > len(known):
+                votes.cost += replace(on_round(edges), rounds=0)
+            line = {"transitions": votes.cost.transitions, "edges": len(edges)}
+            loop.finish(first, line, f"{len(edges)} hard steps", n_samples=None)
+    prm = PRM(reasoner.n_states, votes.edges(), votes=votes.of_edges())
+    return Result(prm, loop.history, votes.cost)
 
 
 def resolve_search(config: SearchConfig, scales: Scales) -> SearchConfig:
@@ -62,9 +91,14 @@ def resolve_search(config: SearchConfig, scales: Scales) -> SearchConfig:
         config,
         rounds=config.rounds or math.ceil(3 * k * log_k),
         walks=config.walks or math.ceil(3 * log_k),
-        cover_steps=config.cover_steps or math.ceil(2.5 * m * math.log(m)),
+        cover_steps=config.cover_steps or scales.cover_steps,
         max_steps=config.max_steps or math.ceil(m / scales.epsilon),
     )
+
+
+def passes(reasoner: Reasoner, transitions: int) -> int:
+    """Forward passes behind some sampled steps: one for each state where a table is made first, else one for each step."""
+    return reasoner.n_states if reasoner.window == 1 else transitions
 
 
 def estimate_cluster(visited: Tensor) -> Tensor:
@@ -72,6 +106,7 @@ def estimate_cluster(visited: Tensor) -> Tensor:
     return 2 * visited.sum(-2) > visited.shape[-2]
 
 
+@on_first_rank
 def search_rounds(
     reasoner: Reasoner,
     starts: Tensor,
@@ -117,109 +152,62 @@ def search_rounds(
     return found, cluster, transitions
 
 
-def search(
-    reasoner: Reasoner,
-    scales: Scales,
-    config: SearchConfig | None = None,
-    context: Context | None = None,
-    on_round: Callable[[Tensor], int] | None = None,
-) -> SearchResult:
-    """Algorithm 2.
+class Votes:
+    """Votes of the rounds so far for each step, and how often each state was in a Ĉ.
 
     Args:
-        reasoner: walked on, and changed only by `on_round`.
-        scales: K, M, ε; they set the defaults of R, N, T_0 and T_max.
-        config: see `SearchConfig`.
-        context: seed, folder, watchers.
-        on_round: in RL mode, called after each round that found a step with the (n, 2) found so far; runs Algorithm 3. Walks of
-            later rounds avoid the steps that are known already, else the raised ones would spoil Ĉ. Returns the
-            transitions that it sampled; they count towards the cost.
+        n_states: N.
+        min_votes: rounds that must vote for a step before it counts.
+        device: of the coverage.
 
-    Returns:
-        The steps found, their votes and the cost.
+    Attributes:
+        coverage: (N,) int64, number of estimated clusters that held each state.
+        cost: what the rounds have used.
     """
-    config, context = resolve_search(config or SearchConfig(), scales), context or Context()
-    assert config.rounds and config.walks
-    one_by_one = config.mode == "rl"
-    chunk = 1 if one_by_one else scales.n_clusters
-    coverage = torch.zeros(reasoner.n_states, dtype=torch.int64, device=reasoner.device)
-    votes: dict[tuple[int, int], int] = {}
-    transitions, done, history = 0, 0, []
-    path = context.folder / "state.safetensors" if context.folder else None
-    # ranks walk together, or one would find the state that another has written since
-    if path is not None and (state := from_first(lambda: load_state(path))) is not None:
-        try:
-            coverage, votes = _checked(*state, reasoner)
-            transitions, done, history = (state[1][key] for key in ("transitions", "done", "history"))
-            if one_by_one:
-                reasoner.load_state_dict({k.removeprefix("model."): x for k, x in state[0].items() if k != "coverage"})
-        except (*READ_ERRORS, RuntimeError) as error:
-            raise unreadable(path, " ".join(str(error).split())[:200]) from None
-    watch = SimpleNamespace(stop_requested=False)
-    with progress_bar("search", config.rounds, context.trainer.progress) as bar, interruptible(watch):
-        while done < config.rounds:
-            size = min(chunk, config.rounds - done)
-            draw = generator(context.seed, "search", done, device=reasoner.device)
-            least = (coverage == coverage.min()).double()
-            starts = torch.multinomial(least, size, replacement=True, generator=draw)
-            known = _accepted(votes, config.min_votes)
-            policy = avoid(known, reasoner) if one_by_one and len(known) else None
-            found, clusters, cost = from_first(
-                partial(search_rounds, reasoner, starts, config, draw, policy), reasoner.device
-            )
-            coverage += clusters.sum(0)
-            for steps in found:
-                for edge in steps:
-                    votes[edge] = votes.get(edge, 0) + 1
-            transitions, done = transitions + cost, done + size
-            edges = _accepted(votes, config.min_votes)
-            if on_round is not None and len(edges) > len(known):
-                transitions += on_round(edges)
-            line: dict[str, float] = {"step": done, "transitions": transitions, "edges": len(edges)}
-            history.append(line)
-            if context.report is not None:
-                context.report(line)
-            if path is not None and is_first():
-                model = {f"model.{key}": x for key, x in reasoner.state_dict().items()} if one_by_one else {}
-                meta = {"transitions": transitions, "done": done, "history": history}
-                meta["votes"] = [[*edge, n] for edge, n in votes.items()]
-                save_state(path, {"coverage": coverage, **model}, meta)
-            bar.update(done, f"{len(edges)} hard steps")
-            if any_of(watch.stop_requested)[0]:  # all ranks together, or the others would wait for this one
-                raise KeyboardInterrupt
-    edges = _accepted(votes, config.min_votes)
-    return SearchResult(
-        edges, torch.tensor([votes[x, y] for x, y in edges.tolist()], dtype=torch.int64), transitions, history
-    )
 
+    def __init__(self, n_states: int, min_votes: int, device: torch.device) -> None:
+        self.min_votes = min_votes
+        self.coverage = torch.zeros(n_states, dtype=torch.int64, device=device)
+        self.cost = Cost()
+        self._votes: dict[tuple[int, int], int] = {}
 
-def _checked(
-    tensors: dict[str, Tensor], meta: dict[str, Any], reasoner: Reasoner
-) -> tuple[Tensor, dict[tuple[int, int], int]]:
-    """(coverage (N,), votes) of a saved state; `ValueError` unless they are of a search on `reasoner`."""
-    n, coverage, votes = reasoner.n_states, tensors["coverage"], {(x, y): v for x, y, v in meta["votes"]}
-    if coverage.shape != (n,) or coverage.dtype != torch.int64:
-        raise ValueError(f"it covers {len(coverage)} states, and there are {n}")
-    numbers = [number for edge in votes for number in edge]
-    if not all(isinstance(x, int) and 0 <= x < n for x in numbers):
-        raise ValueError(f"it votes for a step outside the states 0 .. {n - 1}")
-    if not all(isinstance(x, int) and 0 <= x < 2**63 for x in (*votes.values(), meta["transitions"], meta["done"])):
-        raise ValueError("it holds a count that is none")
-    if not all(bool(x.isfinite().all()) for x in tensors.values()):
-        raise ValueError("it holds a weight that is not finite")
-    return coverage.to(reasoner.device), votes
+    def count(self, found: Iterable[set[tuple[int, int]]], clusters: Tensor) -> None:
+        """Add rounds: the steps that each found, and their Ĉ, (R, N) bool."""
+        self.coverage += clusters.sum(0)
+        for steps in found:
+            for edge in steps:
+                self._votes[edge] = self._votes.get(edge, 0) + 1
 
+    def edges(self) -> Tensor:
+        """(n, 2) int64, the steps with enough votes, ascending."""
+        accepted = sorted(edge for edge, n in self._votes.items() if n >= self.min_votes)
+        return torch.tensor(accepted, dtype=torch.int64).reshape(-1, 2)
 
-def _accepted(votes: dict[tuple[int, int], int], min_votes: int) -> Tensor:
-    return torch.tensor(sorted(edge for edge, n in votes.items() if n >= min_votes), dtype=torch.int64).reshape(-1, 2)
+    def of_edges(self) -> Tensor:
+        """(n,) int64, votes of the steps in `edges`."""
+        return torch.tensor([self._votes[x, y] for x, y in self.edges().tolist()], dtype=torch.int64)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Coverage, votes as (n, 3) source, target, number, and cost, for a checkpoint."""
+        rows = [[x, y, n] for (x, y), n in self._votes.items()]
+        cost = [self.cost.transitions, self.cost.forward_passes, self.cost.rounds]
+        return {
+            "coverage": self.coverage,
+            "votes": torch.tensor(rows, dtype=torch.int64).reshape(-1, 3),
+            "cost": torch.tensor(cost, dtype=torch.int64),
+        }
 
-def avoid(edges: Tensor, reasoner: Reasoner) -> Policy:
-    """A policy that never takes the given steps: walks that stay among the easy ones."""
-    known = torch.zeros(reasoner.n_states, reasoner.n_states, dtype=torch.bool, device=reasoner.device)
-    known[edges[:, 0], edges[:, 1]] = True
-
-    def policy(states: Tensor, log_p: Tensor, listed: Tensor | None) -> Tensor:
-        return log_p.masked_fill(entries_at(known, states, listed), -torch.inf).log_softmax(-1)
-
-    return policy
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `state_dict`; `ValueError` unless it is of a search over the same states."""
+        n, coverage, votes, cost = len(self.coverage), tensors["coverage"], tensors["votes"], tensors["cost"]
+        if coverage.shape != (n,) or coverage.dtype != torch.int64:
+            raise ValueError(f"it covers {len(coverage)} states, and there are {n}")
+        if votes.dtype != torch.int64 or votes.dim() != 2 or votes.shape[1] != 3 or cost.shape != (3,):
+            raise ValueError("its votes are no table of steps and counts")
+        if not bool(((votes[:, :2] >= 0) & (votes[:, :2] < n)).all()):
+            raise ValueError(f"it votes for a step outside the states 0 .. {n - 1}")
+        if bool((votes[:, 2] < 0).any()) or bool((cost < 0).any()):
+            raise ValueError("it holds a count that is none")
+        self.coverage = coverage.to(self.coverage.device)
+        self._votes = {(x, y): count for x, y, count in votes.tolist()}
+        self.cost = Cost(*cost.tolist())

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse as sp
 from torch import Tensor
 
-from mcot_torch.algorithms.distill import lift
+from mcot_torch.algorithms.lift import lift
 from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.chains import hitting_time, pair_kernel, rescale, restricted_mean
 from mcot_torch.chains.elimination import Kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mcot_torch.graphs.graph import MetastableGraph
@@ -26,6 +27,12 @@ class Scales:
     epsilon: float
     epsilon_max: float
     smallest_weight: float = 1.0
+
+    @property
+    def cover_steps(self) -> int:
+        """⌈2.5 M ln M⌉, steps after which a walk has visited nearly all states of its cluster (T_0 of Algorithm 2)."""
+        size = max(2, self.cluster_size)
+        return math.ceil(2.5 * size * math.log(size))
 
     @classmethod
     def of(cls, graph: MetastableGraph, epsilon_max: float) -> Scales:

@@ -154,6 +154,12 @@ class Reasoner(nn.Module, ABC):
         return self.n_states if self.lists is None else self.lists.shape[1]
 
     @property
+    def step_lists(self) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(width=self.list_length, places=self.places)
+
+    @property
     def cells(self) -> int:
         """Numbers held for each context while its predictions are made: blocks of contexts are sized by it."""
         return self.list_length

@@ -41,7 +41,8 @@ from mcot_torch.system.files import refuse_links
 from mcot_torch.system.machine import settle
 from mcot_torch.system.progress import console, say
 from mcot_torch.system.ranks import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
-from mcot_torch.training.loop import Context, Metrics
+from mcot_torch.training.loop import Context
+from mcot_torch.training.result import Cost, Metrics
 
 __all__ = ["Models", "Problem", "load_models", "load_run", "pick_device", "prepare", "run"]
 
@@ -240,9 +241,9 @@ def _told(stage: str, history: list[Metrics], summary: dict) -> str:
 
 def _pretrain(config: Config, problem: Problem, fresh: Reasoner, folder: RunFolder) -> tuple[list[Metrics], dict]:
     context = folder.context("pretrain", config, make_probe(problem.graph))
-    history = pretrain(fresh, problem.graph, config.pretrain, context)
-    folder.keep("pretrain", fresh)
-    return history, {}
+    result = pretrain(fresh, problem.graph, config.pretrain, context)
+    folder.keep("pretrain", result.model)
+    return result.history, {}
 
 
 def _search(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
@@ -252,31 +253,31 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
         reasoner = copy.deepcopy(models.pretrained)
         on_round = _reinforce(config, problem, reasoner, models.pretrained)
     result = search(reasoner, problem.scales, config.search, folder.context("search", config), on_round)
-    if not len(result.edges):
+    prm, transitions = result.model, result.cost.transitions
+    if not len(prm.edges):
         raise InputError(
-            f"search found no hard step in {result.transitions:,} transitions; try a larger search.rounds or "
+            f"search found no hard step in {transitions:,} transitions; try a larger search.rounds or "
             f"search.max_steps, or a smaller search.min_votes; if the cut took them, more pretrain.steps or a smaller pretrain.threshold"
         )
     if is_first():
-        PRM.from_search(problem.graph.n_states, result.edges).save(folder.stage("search") / "edges.csv")
+        prm.save(folder.stage("search") / "edges.csv")
     if config.search.mode == "rl":
         folder.keep("search", reasoner)
-    return result.history, {"edges": len(result.edges), "transitions": result.transitions}
+    return result.history, {"edges": len(prm.edges), "transitions": transitions}
 
 
-def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], int]:
-    """Algorithm 3 after each round of search (RL mode): raises all steps found so far; returns the transitions it took."""
+def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], Cost]:
+    """Algorithm 3 after each round of search (RL mode), raising all steps found so far; returns its cost."""
 
-    def on_round(edges: Tensor) -> int:
+    def on_round(edges: Tensor) -> Cost:
         prm = PRM(problem.graph.n_states, edges)
         if isinstance(reasoner, LinearReasoner) and config.ppo.form == "sign":
             reasoner.load_state_dict(reference.state_dict())  # a row's hard steps are raised together
             sign_ascent(reasoner, prm, problem.scales, config.ppo.sign_step, config.ppo.clip)
-            return 0
+            return Cost()
         short = replace(config.ppo, rounds=max(1, config.ppo.rounds // 10))
         context = Context(config.seed, trainer=replace(config.trainer, progress=False))  # search has a bar already
-        history = ppo(reasoner, prm, problem.scales, short, context, *_start_and_target(problem), reference)
-        return int(history[-1]["env_steps"])
+        return ppo(reasoner, prm, problem.scales, short, context, *_start_and_target(problem), reference).cost
 
     return on_round
 
@@ -299,16 +300,17 @@ def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) ->
             folder.keep("ppo", reasoner)
             return [{"step": 0, **context.probe(reasoner)}], {}  # type: ignore[misc]
     start, target = _start_and_target(problem)
-    history = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
-    folder.keep("ppo", reasoner)
-    return history, {}
+    result = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
+    folder.keep("ppo", result.model)
+    return result.history, {}
 
 
 def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
     teacher = models.teacher(config)
     assert teacher is not None
     assert models.prm is not None
-    student, history = distill(teacher, models.prm, problem.scales, config.distill, folder.context("distill", config))
+    result = distill(teacher, models.prm, problem.scales, config.distill, folder.context("distill", config))
+    student = result.model
     try:
         graph = student.graph()
     except InputError as error:
@@ -318,7 +320,7 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
     folder.keep("distill", student)
     if is_first():
         graph.save(folder.stage("distill") / "graph.npz")
-    return history, {"n_clusters": student.n_states}
+    return result.history, {"n_clusters": student.n_states}
 
 
 def load_run(folder: RunFolder, device: str | None = None) -> tuple[Config, Problem, Models]:

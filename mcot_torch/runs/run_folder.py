@@ -26,7 +26,9 @@ from mcot_torch.runs.config import STAGES, Config, config_hash, differences, loa
 from mcot_torch.runs.events import start_events
 from mcot_torch.system.files import digest, read_json, refuse_links, write_text
 from mcot_torch.system.ranks import is_first
-from mcot_torch.training.loop import Context, Metrics, check_history, load_state
+from mcot_torch.training.loop import Context
+from mcot_torch.training.result import Metrics
+from mcot_torch.training.state import check_history, load_state
 from mcot_torch.version import __version__
 
 __all__ = ["RunFolder"]

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcot_torch.sampling.walks import StepTable, pair_counts, walk_counts, walk_paths
-from mcot_torch.system.randomness import generator
-from mcot_torch.system.ranks import own_rows, share, stream, total
+from mcot_torch.system.ranks import own_rows, rank_generator, share, total
 
-__all__ = ["CountData", "PairCounts", "PairData", "PathData", "Steps", "count_batch", "path_batch", "uniform_starts"]
+__all__ = ["CountData", "PairData", "PathData", "count_batch", "path_batch", "sample_counts", "uniform_starts"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -52,16 +51,33 @@ def uniform_starts(n_walkers: int, n_states: int, seed_generator: torch.Generato
     return torch.bincount(starts, minlength=n_states).double()
 
 
+def sample_counts(table: StepTable, n_walkers: int, path_length: int, draw: torch.Generator) -> Tensor:
+    """Transition counts of walks from independent uniform starts; ranks share the walks, and each gets the sum.
+
+    Args:
+        table: the chain, N states, lists of D successors.
+        n_walkers: walks of all ranks together.
+        path_length: steps of each walk.
+        draw: generator on the table's device.
+
+    Returns:
+        (N, D) float64, how often each successor of each state was taken.
+    """
+    starts = uniform_starts(share(n_walkers), table.n_states, draw)
+    return total(walk_counts(table, starts, path_length, draw))
+
+
 class CountData(Dataset[Batch]):
     """Transition counts of walks sampled once; every step sees all of them."""
 
     def __init__(
         self, table: StepTable, transitions: int, path_length: int, steps: int, seed: int, dtype: torch.dtype
     ) -> None:
-        draw = generator(seed, "pretrain", "counts", *stream(), device=table.device)
-        starts = uniform_starts(share(max(1, round(transitions / path_length))), table.n_states, draw)
+        draw = rank_generator(seed, "pretrain", "counts", device=table.device)
         self.after = table.successors
-        self.counts = total(walk_counts(table, starts, path_length, draw))  # (N, D), of all ranks
+        n_walkers = max(1, round(transitions / path_length))
+        self.transitions = n_walkers * path_length
+        self.counts = sample_counts(table, n_walkers, path_length, draw)  # (N, D)
         self.batch = count_batch(self.counts, self.after, dtype)
         self.steps = steps
 
@@ -77,12 +93,13 @@ class PairData(Dataset[Batch]):
 
     def __init__(self, table: StepTable, pairs: int, steps: int, seed: int, dtype: torch.dtype) -> None:
         self.table, self.pairs, self.steps, self.seed, self.dtype = table, pairs, steps, seed, dtype
+        self.transitions = pairs * steps
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        draw = generator(self.seed, "pretrain", "pairs", step, *stream(), device=self.table.device)
+        draw = rank_generator(self.seed, "pretrain", "pairs", step, device=self.table.device)
         return count_batch(total(pair_counts(self.table, share(self.pairs), draw)), self.table.successors, self.dtype)
 
 
@@ -97,47 +114,9 @@ class PathData(Dataset[Batch]):
 
     def paths(self, step: int) -> Tensor:
         """(batch_size, length + 1) int64, the paths of one step; of several ranks each its share of them."""
-        draw = generator(self.seed, "pretrain", "paths", step, *stream(), device=self.table.device)
+        draw = rank_generator(self.seed, "pretrain", "paths", step, device=self.table.device)
         starts = torch.randint(self.table.n_states, (share(self.batch_size),), generator=draw, device=self.table.device)
         return walk_paths(self.table, starts, self.length, draw)
 
     def __getitem__(self, step: int) -> Batch:
         return path_batch(self.paths(step))
-
-
-class PairCounts(Dataset[Batch]):
-    """D_dist: pairs of clusters (ι(X_t), ι(X_{t+1})) along the teacher's chain, stays included, as counts.
-
-    Args:
-        after: (N, D) int64, next states of each state.
-        counts: (N, D) float64, how often the chain took each of those steps.
-        labels: (N,) int64, ι.
-        steps: gradient steps.
-    """
-
-    def __init__(self, after: Tensor, counts: Tensor, labels: Tensor, steps: int) -> None:
-        n_clusters = int(labels.max()) + 1
-        cells = (labels[:, None] * n_clusters + labels[after]).reshape(-1)
-        pairs = torch.zeros(n_clusters**2, dtype=torch.float64, device=counts.device)
-        self.counts = pairs.index_add_(0, cells, counts.reshape(-1)).view(n_clusters, -1)  # (K, K)
-        self.batch = count_batch(self.counts, dtype=torch.float64)
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch
-
-
-class Steps(Dataset[int]):
-    """The numbers of the rounds, for a stage that samples its own data from the model it trains."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> int:
-        return step

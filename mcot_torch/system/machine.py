@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-__all__ = ["compiled", "keep_memory", "settle"]
+__all__ = ["compiled", "keep_memory", "settings", "settle"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -22,6 +24,28 @@ def settle(threads: int) -> None:
     """Use so many CPU threads of torch, and keep freed memory for the next tensor."""
     torch.set_num_threads(threads)
     keep_memory()
+
+
+@contextmanager
+def settings(threads: int, deterministic: bool) -> Iterator[None]:
+    """Use so many CPU threads of torch, and deterministic kernels if asked; both are restored at the end.
+
+    cuBLAS is deterministic only with a workspace that `CUBLAS_WORKSPACE_CONFIG` names before CUDA is first used.
+    """
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    torch.set_num_threads(threads)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace or ":4096:8"
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        if deterministic:
+            torch.use_deterministic_algorithms(before[1])
+            if workspace is None:
+                del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 def keep_memory() -> bool:

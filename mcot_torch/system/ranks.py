@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from mcot_torch.errors import InputError
 from mcot_torch.system.progress import console
+from mcot_torch.system.randomness import generator
 
 __all__ = [
     "any_of",
     "barrier",
+    "broadcast",
     "from_first",
     "is_first",
     "joined",
@@ -33,8 +36,10 @@ __all__ = [
     "local_rank",
     "local_world_size",
     "mean",
+    "on_first_rank",
     "own_rows",
     "rank",
+    "rank_generator",
     "read_slurm",
     "share",
     "stream",
@@ -44,6 +49,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _PATIENCE = timedelta(days=7)  # ranks wait for the first one's evaluation or search; a dead one is noticed otherwise
 
@@ -146,6 +152,11 @@ def share(n: int) -> int:
     return own_rows(n).stop - own_rows(n).start
 
 
+def rank_generator(seed: int, *name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """`generator(seed, *name)` with a random stream of this rank's own."""
+    return generator(seed, *name, *stream(), device=device)
+
+
 # ---- agreement --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +212,28 @@ def from_first(make: Callable[[], T], device: torch.device | str = "cpu") -> T:
     assert packed[0] is not None
     # made a moment ago by a process of this run, no file: this is no door for foreign pickles
     return result if is_first() else torch.load(io.BytesIO(packed[0]), map_location=device, weights_only=False)
+
+
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Overwrite tensors, in place, by those of the first rank."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def on_first_rank(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function whose work the first rank does for all of them.
+
+    Tensors of the result lie on the device of the generator among the arguments.
+    """
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = (*args, *kwargs.values())
+        device = next((x.device for x in given if isinstance(x, torch.Generator)), torch.device("cpu"))
+        return from_first(lambda: function(*args, **kwargs), device)
+
+    return wrapper
 
 
 def barrier() -> None:

@@ -1,4 +1,4 @@
-"""How the machine is used: device, precision, threads. Apart from training.py, so that parsing needs no Lightning."""
+"""Options of devices, precision, threads and checkpoints, free of torch so that `--help` is quick."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse as sp
 
-from mcot_torch.algorithms.distill import lift
+from mcot_torch.algorithms.lift import lift
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.evaluation.subjects import Subject
 from mcot_torch.graphs.task import Task
