@@ -7,6 +7,7 @@ than `forward`, and synchronises gradients at every backward pass instead of onc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -43,6 +44,7 @@ class FabricDevices(Devices):
         from lightning.fabric.plugins.environments import TorchElasticEnvironment
         from lightning.fabric.strategies import DDPStrategy
 
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # our own lines say device and precision
         several = world_size() > 1
         self._fabric = Fabric(
             accelerator=device.type,

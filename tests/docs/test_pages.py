@@ -136,6 +136,15 @@ def test_own_model(monkeypatch, tmp_path):
     assert type(names["again"]).__name__ == "Gated"
 
 
+def test_own_lightning_trainer(monkeypatch, tmp_path):
+    names = executed("howto/lightning.md", monkeypatch, tmp_path)
+    rows, graph, reasoner = names["rows"], names["graph"], names["reasoner"]
+    assert int(reasoner.support.mask.sum()) == graph.n_edges
+    exact = rows["base"]["hitting_time_exact"]
+    assert rows["mine"]["hitting_time_exact"] == pytest.approx(exact, rel=0.1)
+    assert names["trainer"].global_step == 300
+
+
 def test_own_reward(monkeypatch, tmp_path):
     names = executed("howto/own-reward.md", monkeypatch, tmp_path)
     assert names["distance"] < 0.03
