@@ -25,6 +25,7 @@ from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import avoid
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import walks
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
@@ -83,7 +84,7 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
         is_head[heads] = True
         others = (~is_head).nonzero()[:, 0].repeat_interleave(n_walks)
         index = torch.arange(n_walks, device=device).repeat(int((~is_head).sum()))
-        walker = reasoner.walker(others, draw, policy)
+        walker = walks.walker(reasoner, others, draw, policy)
         for _ in range(0, 8 * cover, _BLOCK):
             if not len(others):
                 break
@@ -100,7 +101,7 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
             break
         heads = torch.cat([heads, lost.nonzero()[:1, 0]])
 
-    walker = reasoner.walker(heads.repeat_interleave(_HEAD_WALKS), draw, policy)
+    walker = walks.walker(reasoner, heads.repeat_interleave(_HEAD_WALKS), draw, policy)
     visited = torch.zeros(len(heads) * _HEAD_WALKS, n, dtype=torch.bool, device=device)
     for _ in range(0, 4 * cover, _BLOCK):
         visited.scatter_(1, walker.advance(_BLOCK), True)
@@ -129,14 +130,14 @@ def record_counts(
     n_walkers = share(max(1, transitions // path_length))
     if reasoner.window == 1:
         starts = uniform_starts(n_walkers, reasoner.n_states, draw)
-        table = reasoner.table()
+        table = walks.step_table(reasoner)
         return table.successors, total(walk_counts(table, starts, path_length, draw))
     starts = torch.randint(reasoner.n_states, (n_walkers,), generator=draw, device=reasoner.device)
-    path = reasoner.generate(starts, path_length, draw)
-    n, width = reasoner.n_states, reasoner.list_length
+    path = walks.generate(reasoner, starts, path_length, draw)
+    n, width = reasoner.n_states, reasoner.support.width
     states = torch.arange(n, device=reasoner.device)
-    listed = reasoner.listed(states)
-    cells = (path[:, :-1] * width + reasoner.places(path[:, :-1], path[:, 1:])).reshape(-1)
+    listed = reasoner.support.successors_of(states)
+    cells = (path[:, :-1] * width + reasoner.support.places(path[:, :-1], path[:, 1:])).reshape(-1)
     counts = total(torch.bincount(cells, minlength=n * width).double()).view(n, width)
     return states.expand(n, -1) if listed is None else listed, counts
 
@@ -208,8 +209,8 @@ def _fresh_student(teacher: Reasoner, data: PairCounts, found: Labels, config: D
     student = Student(model, teacher.n_states).to(teacher.device)
     student.labels.copy_(found.labels)
     student.representatives.copy_(found.representatives)
-    student.support.copy_(data.counts > 0)  # pairs never observed are cut, or β would multiply their leak
-    student.support.fill_diagonal_(True)
+    # pairs never observed are cut, or β would multiply their leak
+    student.support.set((data.counts > 0).fill_diagonal_(True))
     return student
 
 
@@ -264,7 +265,7 @@ def lift(
     can_leave[student.labels[edges[:, 0]], student.labels[edges[:, 1]]] = True
     can_leave[:, -1] = True  # the last column means: no hop left
 
-    walker = teacher.walker(start, draw, avoid(edges, teacher))
+    walker = walks.walker(teacher, start, draw, avoid(edges, teacher))
     alive = torch.arange(n_walkers, device=device)
     at = torch.zeros(n_walkers, dtype=torch.int64, device=device)  # next goal of each walker
     arrived = torch.zeros(n_walkers, dtype=torch.bool, device=device)
@@ -291,7 +292,7 @@ def lift(
 def _hops(student: Student, start: Tensor, target: Tensor, draw: torch.Generator, max_hops: int) -> Tensor:
     """(W, H + 1) clusters entered one after the other until the target, stays left out; K marks the end."""
     end = student.n_states
-    walker = student.walker(start, draw)
+    walker = walks.walker(student, start, draw)
     is_target = torch.zeros(end, dtype=torch.bool, device=start.device)
     is_target[target] = True
     sequences: list[list[int]] = [[] for _ in range(len(start))]

@@ -164,7 +164,7 @@ class PPOStage(Stage):
 
     def kl_weight(self, states: Tensor, log_ref: Tensor) -> Tensor:
         """(B, T) λ of each context."""
-        known = self.reasoner.pick(self.prm.mask(states.device), states)
+        known = self.reasoner.support.pick(self.prm.mask(states.device), states)
         return kl_weight(log_ref, known, self.scales, self.config)
 
     def reward(self, draw: torch.Generator | None = None) -> Tensor:
@@ -234,16 +234,16 @@ class PPOStage(Stage):
 
     def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Contexts, or their numbers, in blocks."""
-        return self.in_blocks(rows, self.reasoner.cells * self.reasoner.window)
+        return self.in_blocks(rows, self.reasoner.numbers_per_context * self.reasoner.window)
 
     @torch.no_grad()
     def _log_probs(self, states: Tensor) -> Tensor:
-        """(B, T, S) as `Reasoner.listed_log_probs`, computed block by block."""
-        return torch.cat([self.reasoner.listed_log_probs(block) for block in self._blocks(states)])
+        """(B, T, S) as `Reasoner.successor_log_probs`, computed block by block."""
+        return torch.cat([self.reasoner.successor_log_probs(block) for block in self._blocks(states)])
 
     def _log_ref(self, states: Tensor) -> Tensor:
         """(B, T, S) log p_ref of the steps that the policy lists."""
-        return self.reference.log_probs_of(states, self.reasoner.listed(states))
+        return self.reference.log_probs_of(states, self.reasoner.support.successors_of(states))
 
     def _improve(self, rollout: Rollout, old: Tensor, rows: Tensor, rate: float) -> bool:
         """One optimiser step on some contexts; True if the KL limit says to stop before it."""
@@ -256,7 +256,7 @@ class PPOStage(Stage):
             for block in self._blocks(rows):
                 # all of them: in their own order, whose cells are known
                 part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
-                log_p = self.reasoner.listed_log_probs(part.states)
+                log_p = self.reasoner.successor_log_probs(part.states)
                 loss = -surrogate_of_rollout(log_p, before, part, self.config.clip) * weight
                 if self.config.entropy_coefficient:
                     bonus = (entropy(log_p) * part.counts.sum(-1)).sum()
@@ -272,7 +272,7 @@ class PPOStage(Stage):
         sums = []
         for block in self._blocks(rows):
             visits = rollout.counts[block].sum(-1)
-            moved = kl_divergence(old[block], self.reasoner.listed_log_probs(rollout.states[block])) * visits
+            moved = kl_divergence(old[block], self.reasoner.successor_log_probs(rollout.states[block])) * visits
             sums.append(torch.stack([moved.sum(), visits.sum()]))
         moved, seen = total(torch.stack(sums).sum(0))
         return float(moved / seen.clamp_min(1))
@@ -282,7 +282,7 @@ class PPOStage(Stage):
         sums, farthest = [], []
         for block in self._blocks(torch.arange(len(old), device=old.device)):
             states, counts, before = rollout.states[block], rollout.counts[block], old[block]
-            log_p, visits = self.reasoner.listed_log_probs(states), counts.sum(-1)
+            log_p, visits = self.reasoner.successor_log_probs(states), counts.sum(-1)
             taken = (counts > 0) & (before > -torch.inf)
             ratio = torch.where(taken, log_p - before, 0.0).exp()
             clipped = ((ratio - 1).abs() > self.config.clip) & taken
@@ -311,7 +311,9 @@ class PPOStage(Stage):
         n = self.reasoner.n_states
         if self.gamma and n > _MOST_SOLVED:
             return {}
-        if self.reasoner.lists is not None and bool((self.reference.support & ~self.reasoner.support).any()):
+        if self.reasoner.support.successors is not None and bool(
+            (self.reference.support.mask & ~self.reasoner.support.mask).any()
+        ):
             return {}  # the optimum takes steps that the policy cannot
         contexts = (
             torch.arange(n, device=self.reasoner.device)[:, None] if self.reasoner.window == 1 else rollout.states
@@ -323,10 +325,10 @@ class PPOStage(Stage):
             if self.gamma:
                 whole = self.reference.log_probs(states)[:, 0].double()
                 _, optimum = soft_values(whole, reward, terminal, self.gamma, weight[:, 0])
-                optimum = self.reasoner.pick(optimum, states)
+                optimum = self.reasoner.support.pick(optimum, states)
             else:
-                optimum = (log_ref + self.reasoner.pick(reward, states) / weight[..., None]).log_softmax(-1)
-            policy = self.reasoner.listed_log_probs(states).double().exp()
+                optimum = (log_ref + self.reasoner.support.pick(reward, states) / weight[..., None]).log_softmax(-1)
+            policy = self.reasoner.successor_log_probs(states).double().exp()
             distance = (policy - optimum.exp()).abs().sum(-1) / 2
             farthest.append(torch.where(terminal[states], 0.0, distance).max())
         return {"tv_to_optimum_max": float(largest(torch.stack(farthest).max()))}

@@ -58,8 +58,8 @@ def block_loss(
     Args:
         reasoner: predicts.
         states: (B, T) int64, contexts.
-        listed: (B, T, S), what `reasoner.listed` gives for them.
-        allowed: (B, T, S), what `reasoner.allowed` gives for them.
+        listed: (B, T, S), what `Support.successors_of` gives for them.
+        allowed: (B, T, S), what `Support.allowed` gives for them.
         places: (B, T, D) int64, where the observed next states stand in the lists.
         counts: (B, T, D), how often each was observed, 0 for a step that is cut.
         kept: Σ counts of all contexts: the divisor.
@@ -123,10 +123,12 @@ class PretrainStage(Stage):
     def losses(self, states: Tensor, after: Tensor, counts: Tensor) -> Iterator[Tensor]:
         """The loss in blocks of contexts, each divided by the observations, of steps that are not cut, in all of them."""
         model, here = self.reasoner, states[..., None]
-        counts = torch.where(model.support[here, after], counts, 0.0)
-        kept, parts = mean(counts.sum()), (states, model.places(here, after), counts)
-        for x, places, n in zip(*(self.in_blocks(part, states.shape[1] * model.cells) for part in parts), strict=True):
-            yield self.loss(model, x, model.listed(x), model.allowed(x), places, n, kept)
+        counts = torch.where(model.support.mask[here, after], counts, 0.0)
+        kept, parts = mean(counts.sum()), (states, model.support.places(here, after), counts)
+        for x, places, n in zip(
+            *(self.in_blocks(part, states.shape[1] * model.numbers_per_context) for part in parts), strict=True
+        ):
+            yield self.loss(model, x, model.support.successors_of(x), model.support.allowed(x), places, n, kept)
 
     def cut(self) -> None:
         """Drop every step that the reasoner finds less probable than the threshold.
@@ -142,7 +144,7 @@ class PretrainStage(Stage):
             kernel[visits == 0] = 1.0
         else:
             kernel = self.reasoner.kernel()
-        self.reasoner.cut_(from_first(lambda: kernel, kernel.device), self.threshold)
+        self.reasoner.support.cut(from_first(lambda: kernel, kernel.device), self.threshold)
 
 
 def pretrain(

@@ -21,9 +21,11 @@ from torch import Tensor
 from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.algorithms.prm import tilt_strength
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.walks import generate, step_table
 from mcot_torch.sampling.datasets import count_batch, uniform_starts
 from mcot_torch.sampling.walks import walk_counts
+from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.system.ranks import share, total
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +38,7 @@ __all__ = ["Rollout", "discount", "gae", "gae_rollout", "kl_weight", "n_walkers"
 class Rollout:
     """B × T contexts and what was sampled after each; of several ranks each holds its part, the last three are of all.
 
-    The S steps of a context are those that the policy lists (`Reasoner.lists`), or all N.
+    The S steps of a context are those that the policy lists (`Support.successors`), or all N.
 
     Attributes:
         states: (B, T) int64, contexts.
@@ -106,20 +108,22 @@ def one_step_rollout(
     dtype = next(reasoner.parameters()).dtype
     if reasoner.window == 1:
         starts = uniform_starts(share(n_walkers(config, reasoner)), reasoner.n_states, draw)
-        table = reasoner.table()
+        table = step_table(reasoner)
         taken = total(walk_counts(table, starts, config.path_length, draw))
         # the table lists what the reasoner lists, where that lists anything
-        states, _, counts = count_batch(table.to_edges(taken) if reasoner.lists is None else taken, dtype=dtype)
+        states, _, counts = count_batch(
+            table.to_edges(taken) if reasoner.support.successors is None else taken, dtype=dtype
+        )
     else:
         paths = _sample_paths(reasoner, config, draw)
         states = paths[:, :-1]
-        counts = F.one_hot(reasoner.places(states, paths[:, 1:]), reasoner.list_length).to(dtype)
+        counts = F.one_hot(reasoner.support.places(states, paths[:, 1:]), reasoner.support.width).to(dtype)
     gain, loss, sampled = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
     rows = torch.arange(len(states), device=states.device)
-    for block in rows.split(rows_at_once(states.shape[1] * reasoner.cells, states.device)):
-        log_old = reasoner.listed_log_probs(states[block]).double()
-        log_ref = reference.log_probs_of(states[block], reasoner.listed(states[block])).double()
-        paid, seen = reasoner.pick(reward, states[block]), counts[block]
+    for block in rows.split(rows_at_once(states.shape[1] * reasoner.numbers_per_context, states.device)):
+        log_old = reasoner.successor_log_probs(states[block]).double()
+        log_ref = reference.log_probs_of(states[block], reasoner.support.successors_of(states[block])).double()
+        paid, seen = reasoner.support.pick(reward, states[block]), counts[block]
         value = penalised(paid, log_old, log_ref, weight_of(states[block], log_ref))
         baseline = (log_old.exp() * value).sum(-1, keepdim=True)
         advantage = (seen * (value - baseline)).to(dtype)
@@ -146,7 +150,7 @@ def _sample_paths(reasoner: Reasoner, config: PPOConfig, draw: torch.Generator, 
     if starts is None:
         n = share(n_walkers(config, reasoner))
         starts = torch.randint(reasoner.n_states, (n,), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, path_length(config, reasoner), draw)
+    return generate(reasoner, starts, path_length(config, reasoner), draw)
 
 
 def gae(reward: Tensor, done: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -206,10 +210,10 @@ def gae_rollout(
     valid = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1].int().cumsum(1) == 0], dim=1)  # until it arrives
     n, table = reasoner.n_states, reasoner.window == 1  # with window 1 the N states are all the contexts there are
     contexts = torch.arange(n, device=states.device)[:, None] if table else states
-    log_old = reasoner.listed_log_probs(contexts).double()
-    log_ref = reference.log_probs_of(contexts, reasoner.listed(contexts)).double()
-    paid = penalised(reasoner.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
-    place, width = reasoner.places(states, after), reasoner.list_length
+    log_old = reasoner.successor_log_probs(contexts).double()
+    log_ref = reference.log_probs_of(contexts, reasoner.support.successors_of(contexts)).double()
+    paid = penalised(reasoner.support.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
+    place, width = reasoner.support.places(states, after), reasoner.support.width
     paid = paid[states, 0, place] if table else paid.gather(-1, place[..., None])[..., 0]  # (B, T)
     value = torch.where(terminal, 0.0, values)[paths]
     advantage = gae(paid, done, value, gamma, config.gae_lambda)

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from mcot_torch.algorithms.config import SearchConfig
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
+from mcot_torch.reasoners import walks
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.support import Policy, entries_at
 from mcot_torch.system.files import READ_ERRORS
 from mcot_torch.system.progress import progress_bar
 from mcot_torch.system.randomness import generator
@@ -86,7 +88,7 @@ def search_rounds(
     """
     assert config.walks and config.cover_steps and config.max_steps
     n_rounds, n_walks, device = len(starts), config.walks, reasoner.device
-    walker = reasoner.walker(starts.repeat_interleave(n_walks), draw, policy)
+    walker = walks.walker(reasoner, starts.repeat_interleave(n_walks), draw, policy)
     visited = torch.zeros(n_rounds * n_walks, reasoner.n_states, dtype=torch.bool, device=device)
     visited.scatter_(1, walker.states[:, None], True)
     for first in range(0, config.cover_steps, _BLOCK):

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcot_torch.errors import InputError, NonFiniteError
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.system.files import READ_ERRORS, read_tensors, save_tensors
 from mcot_torch.system.progress import Bar, progress_bar
 from mcot_torch.system.ranks import any_of, is_first, local_world_size, mean, world_size
