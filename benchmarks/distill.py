@@ -11,6 +11,7 @@ from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import generate
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 
@@ -29,7 +30,7 @@ def student(settings: Settings) -> Row:
         logits = torch.zeros(graph.n_clusters, graph.n_clusters, device=device, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.1, betas=(0.9, 0.95))
         start = torch.randint(graph.n_states, (max(1, few // 256),), generator=draw, device=device)
-        pairs = labels[teacher.generate(start, 256, draw)]
+        pairs = labels[generate(teacher, start, 256, draw)]
         befores, afters = pairs[:, :-1].flatten(), pairs[:, 1:].flatten()
         for rows in torch.randperm(len(befores), generator=draw, device=device).split(1024):
             optimizer.zero_grad()

@@ -45,8 +45,9 @@ def fresh(graph: MetastableGraph, cut: bool) -> TransformerReasoner:
     """The default transformer; with the support that pretraining should leave it."""
     model = TransformerReasoner(graph.n_states, 1, WIDTH, LAYERS, HEADS)
     if cut:
-        model.support.zero_()
-        model.support[torch.from_numpy(graph.sources), torch.from_numpy(graph.indices)] = True
+        mask = torch.zeros(graph.n_states, graph.n_states, dtype=torch.bool)
+        mask[torch.from_numpy(graph.sources), torch.from_numpy(graph.indices)] = True
+        model.support.set(mask)
     return model
 
 

@@ -107,7 +107,7 @@ def rounds(settings: Settings) -> Row:
     context = Context(trainer=TrainerConfig(accelerator=device, threads=settings.threads, progress=False))
     model = TransformerReasoner(graph.n_states, 1, WIDTH, LAYERS, HEADS).to(device)
     pretrain(model, graph, PretrainConfig(steps=settings.size(150, 2), steps_after_cut=2, threshold=0.0), context)
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     agent = ActorCritic(graph.n_states).to(device)
     draw, rewarded = torch.Generator(device).manual_seed(0), prm.mask(torch.device(device))
     config = PPOConfig(rounds=n_rounds, transitions=transitions, epochs=_EPOCHS)

@@ -64,8 +64,10 @@ def likelihood(
 ) -> torch.Tensor:
     """The loss of Algorithm 1 on a batch."""
     states, after, counts = batch
-    places = model.places(states[..., None], after)
-    return loss(model, states, model.listed(states), model.allowed(states), places, counts, counts.sum())
+    places = model.support.places(states[..., None], after)
+    return loss(
+        model, states, model.support.successors_of(states), model.support.allowed(states), places, counts, counts.sum()
+    )
 
 
 def products(n: int, device: str) -> Callable[[], None]:

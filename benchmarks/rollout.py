@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt
 from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
-from mcot_torch.reasoners import TransformerReasoner
+from mcot_torch.reasoners import TransformerReasoner, generate
 
 
 @torch.no_grad()
@@ -14,7 +14,7 @@ def decode(model: TransformerReasoner, start: torch.Tensor, n_steps: int, draw: 
     """Uncached: every step reads the whole context again, cropped to the window, as nanoGPT's `generate` does; then the cut."""
     context = start[:, None]
     for _ in range(n_steps):
-        logits = model(context[:, -model.window :])[:, -1].masked_fill(~model.support[context[:, -1]], -torch.inf)
+        logits = model(context[:, -model.window :])[:, -1].masked_fill(~model.support.mask[context[:, -1]], -torch.inf)
         after = torch.multinomial(logits.softmax(-1), 1, generator=draw)
         context = torch.cat([context, after], dim=1)
     return context
@@ -25,12 +25,14 @@ def table_walk(settings: Settings) -> Row:
     device = settings.device
     graph = default_graph(settings.quick)
     model = TransformerReasoner(graph.n_states, 1, WIDTH, LAYERS, HEADS).to(device)
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     draw = torch.Generator(device).manual_seed(0)
     walkers, length, batch, steps = settings.size(4096, 64), settings.size(256, 8), settings.size(256, 8), 8
     many, some = (torch.randint(graph.n_states, (w,), generator=draw, device=device) for w in (walkers, batch))
     works = [
-        Work("walk of the table", lambda: model.generate(many, length, draw), walkers * length, True, "table included"),
+        Work(
+            "walk of the table", lambda: generate(model, many, length, draw), walkers * length, True, "table included"
+        ),
         Work("uncached decoding", lambda: decode(model, some, steps, draw), batch * steps, note=f"batch {batch}"),
     ]
     setup = f"N = {graph.n_states}, window 1, width {WIDTH}, {LAYERS} layers; {walkers:,} walkers of {length} steps"
@@ -51,7 +53,7 @@ def cached(settings: Settings) -> Row:
     draw = torch.Generator(device).manual_seed(0)
     start = torch.randint(graph.n_states, (batch,), generator=draw, device=device)
     works = [
-        Work("with key-value cache", lambda: model.generate(start, length, draw), batch * length, True),
+        Work("with key-value cache", lambda: generate(model, start, length, draw), batch * length, True),
         Work("uncached, our model", lambda: decode(model, start, length, draw), batch * length),
     ]
     skipped: list[str] = []

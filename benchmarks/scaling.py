@@ -54,7 +54,9 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
     batch = count_batch(walk_counts(table, many, 8, draw), table.successors)
     step = trainer(model, lambda: likelihood(model, batch))
     cut = TransformerReasoner(n, 1, WIDTH, LAYERS, HEADS).to(device)
-    cut.support.zero_()[graph.sources, graph.indices] = True
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    mask[graph.sources, graph.indices] = True
+    cut.support.set(mask)
     step_after = trainer(cut, lambda: likelihood(cut, batch))
     one = PPOConfig(rounds=1, transitions=settings.size(100_000, 1000), path_length=length)
     few = DistillConfig(transitions=settings.size(10_000_000, 10_000), steps=settings.size(100, 2))

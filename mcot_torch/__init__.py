@@ -13,7 +13,7 @@ _HOMES = {
     "graphs.formats.interchange": ("from_kernel", "load_graph", "save_graph"),
     "chains": ("hitting_time", "hitting_times", "meta_chain", "pair_kernel", "stationary_law", "survival"),
     "chains.assumptions": ("check_assumptions",),
-    "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner"),
+    "reasoners": ("LinearReasoner", "Reasoner", "Student", "TransformerReasoner", "load_reasoner", "save_reasoner"),
     "graphs.scales": ("Scales",),
     "algorithms.config": ("DistillConfig", "PPOConfig", "PretrainConfig", "SearchConfig"),  # without Lightning
     "algorithms.pretrain": ("pretrain",),

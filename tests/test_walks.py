@@ -12,6 +12,7 @@ from mcot_torch import chains
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.sampling import walks
 from mcot_torch.sampling.walks import StepTable, TableWalker, first_hitting_times, pair_counts, walk_counts, walk_paths
+from mcot_torch.system import blocks
 
 RARE = 1e-5
 RARE_KERNEL = torch.tensor(
@@ -144,7 +145,7 @@ def by_hand(table, start, uniform):
 @pytest.mark.parametrize("draws", [1, 64, 100, 2**15])
 def test_walkers_read_one_stream_of_uniforms(draws, loops, small_graph, monkeypatch):
     """Same numbers with and without numba, in blocks of any size, in calls of any length, of paths or of counts."""
-    monkeypatch.setattr(walks, "_CPU_DRAWS", draws)
+    monkeypatch.setattr(blocks, "_CPU_DRAWS", draws)
     table, start = StepTable.from_graph(small_graph), torch.arange(32)[:20]
     stream = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, (), generator=seeded(16)))))
     states, taken = by_hand(table, start, torch.from_numpy(stream.random((157, 20))))
@@ -219,7 +220,7 @@ def test_power_of_the_rows(loops):
 
 def test_blocks_of_uniforms_join_seamlessly(small_graph, loops, monkeypatch):
     """The step over the border of two blocks of uniforms, of one call and of two calls, starts where the last one ended."""
-    monkeypatch.setattr(walks, "_CPU_DRAWS", 256 * 2000)
+    monkeypatch.setattr(blocks, "_CPU_DRAWS", 256 * 2000)
     table = StepTable.from_graph(small_graph)
     walker = TableWalker(table, torch.zeros(2000, dtype=torch.int64), seeded(2))
     parts = [walker.advance(n) for n in (300, 1, 0, 7)]

@@ -29,6 +29,7 @@ from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
 from mcot_torch.reasoners.transformer import TransformerReasoner
+from mcot_torch.reasoners.walks import walker
 from mcot_torch.sampling.attempts import TransitionCounts
 from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.system.randomness import generator
@@ -142,27 +143,27 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
         is_head[heads] = True
         others = (~is_head).nonzero()[:, 0].repeat_interleave(n_walks)
         index = torch.arange(n_walks, device=device).repeat(int((~is_head).sum()))
-        walker = reasoner.walker(others, draw, policy)
+        walkers = walker(reasoner, others, draw, policy)
         for _ in range(0, 8 * cover, _BLOCK):
             if not len(others):
                 break
-            path = walker.advance(_BLOCK)  # (W, block)
+            path = walkers.advance(_BLOCK)  # (W, block)
             hit = is_head[path]
             met = hit.any(dim=1)
             when = hit.to(torch.uint8).argmax(dim=1)
             transitions += int(torch.where(met, when + 1, _BLOCK).sum())
             first[others[met], index[met]] = path[met, when[met]]
-            walker.keep(~met)
+            walkers.keep(~met)
             others, index = others[~met], index[~met]
         lost = (first >= 0).sum(1) * 2 <= n_walks
         if not lost.any():
             break
         heads = torch.cat([heads, lost.nonzero()[:1, 0]])
 
-    walker = reasoner.walker(heads.repeat_interleave(_HEAD_WALKS), draw, policy)
+    walkers = walker(reasoner, heads.repeat_interleave(_HEAD_WALKS), draw, policy)
     visited = torch.zeros(len(heads) * _HEAD_WALKS, n, dtype=torch.bool, device=device)
     for _ in range(0, 4 * cover, _BLOCK):
-        visited.scatter_(1, walker.advance(_BLOCK), True)
+        visited.scatter_(1, walkers.advance(_BLOCK), True)
         transitions += len(visited) * _BLOCK
     seen = visited.view(len(heads), _HEAD_WALKS, n).sum(1)[:, heads] * 2 > _HEAD_WALKS  # (heads, heads)
     same = (seen & seen.T).cpu().numpy()
@@ -213,8 +214,8 @@ def fresh_student(kind: str, teacher: Reasoner, pairs: Tensor, found: Labels, se
     student = Student(model, teacher.n_states).to(teacher.device)
     student.labels.copy_(found.labels)
     student.representatives.copy_(found.representatives)
-    student.support.copy_(pairs > 0)
-    student.support.fill_diagonal_(True)
+    mask = pairs > 0
+    student.support.set(mask.fill_diagonal_(True))
     return student
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from mcot_torch.algorithms.prm import PRM, avoid
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
+from mcot_torch.reasoners.walks import walker
 
 __all__ = ["lift"]
 
@@ -50,26 +51,26 @@ def lift(
     can_leave[student.labels[edges[:, 0]], student.labels[edges[:, 1]]] = True
     can_leave[:, -1] = True  # the last column means: no hop left
 
-    walker = teacher.walker(start, draw, avoid(edges, teacher))
+    walkers = walker(teacher, start, draw, avoid(edges, teacher))
     alive = torch.arange(n_walkers, device=device)
     at = torch.zeros(n_walkers, dtype=torch.int64, device=device)  # next goal of each walker
     arrived = torch.zeros(n_walkers, dtype=torch.bool, device=device)
     columns = [start.to(device)]
     for _ in range(max_steps):
         goal = goals[alive, at[alive]]
-        there = (goal == student.n_states) & target[walker.states]
+        there = (goal == student.n_states) & target[walkers.states]
         arrived[alive[there]] = True
-        going = ~there & can_leave[student.labels[walker.states], goal]
+        going = ~there & can_leave[student.labels[walkers.states], goal]
         alive = alive[going]
         if not len(alive):
             break
-        walker.keep(going)
-        head = jump[walker.states, goal[going]]
-        walker.advance(1)
-        walker.replace(torch.where(head >= 0, head, walker.states))
+        walkers.keep(going)
+        head = jump[walkers.states, goal[going]]
+        walkers.advance(1)
+        walkers.replace(torch.where(head >= 0, head, walkers.states))
         at[alive] += (head >= 0).long()
         column = torch.full((n_walkers,), -1, dtype=torch.int64, device=device)
-        column[alive] = walker.states
+        column[alive] = walkers.states
         columns.append(column)
     return torch.stack(columns, dim=1), arrived
 
@@ -77,21 +78,21 @@ def lift(
 def _hops(student: Student, start: Tensor, target: Tensor, draw: torch.Generator, max_hops: int) -> Tensor:
     """(W, H + 1) clusters entered one after the other until the target, stays left out; K marks the end."""
     end = student.n_states
-    walker = student.walker(start, draw)
+    walkers = walker(student, start, draw)
     is_target = torch.zeros(end, dtype=torch.bool, device=start.device)
     is_target[target] = True
     sequences: list[list[int]] = [[] for _ in range(len(start))]
     alive = torch.arange(len(start), device=start.device)[~is_target[start]]
-    walker.keep(~is_target[start])
+    walkers.keep(~is_target[start])
     for _ in range(max_hops):
         if not len(alive):
             break
-        before = walker.states
-        entered = walker.advance(1)[:, 0]
+        before = walkers.states
+        entered = walkers.advance(1)[:, 0]
         moved = entered != before
         for i, cluster in zip(alive[moved].tolist(), entered[moved].tolist(), strict=True):
             sequences[i].append(cluster)
-        walker.keep(~is_target[entered])
+        walkers.keep(~is_target[entered])
         alive = alive[~is_target[entered]]
     length = max(map(len, sequences)) + 1
     return torch.tensor([s + [end] * (length - len(s)) for s in sequences], device=start.device)

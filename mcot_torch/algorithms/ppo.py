@@ -23,7 +23,8 @@ from mcot_torch.algorithms.prm import PRM, tilt_strength
 from mcot_torch.algorithms.rollouts import Rollout, RolloutSampler, soft_values
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.training.loop import Context, TrainingLoop, cosine
 from mcot_torch.training.result import Cost, Metrics, Result
 
@@ -141,7 +142,7 @@ def kl_weights(reasoner: Reasoner, prm: PRM, scales: Scales, config: PPOConfig) 
     def weight_of(states: Tensor, log_ref: Tensor) -> Tensor:
         if constant is not None:
             return torch.full(log_ref.shape[:-1], constant, dtype=log_ref.dtype, device=log_ref.device)
-        known = reasoner.pick(prm.mask(states.device), states)
+        known = reasoner.support.pick(prm.mask(states.device), states)
         return 1.0 / tilt_strength(torch.where(known, log_ref.exp(), 0.0).sum(-1), scales)
 
     return weight_of
@@ -184,7 +185,7 @@ def losses_in_blocks(
     for block in blocks(reasoner, rows):
         # All contexts at once keep their own order, for which the sampled cells are known.
         part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
-        log_p = reasoner.listed_log_probs(part.states)
+        log_p = reasoner.successor_log_probs(part.states)
         loss = -surrogate_of_rollout(log_p, before, part, clip) * weight
         if entropy_coefficient:
             loss = loss - entropy_coefficient * (entropy(log_p) * part.counts.sum(-1)).sum() * weight
@@ -193,13 +194,13 @@ def losses_in_blocks(
 
 def blocks(reasoner: Reasoner, rows: Tensor) -> tuple[Tensor, ...]:
     """Contexts, or their numbers, in blocks whose predictions fit the memory."""
-    return rows.split(rows_at_once(reasoner.cells * reasoner.window, rows.device))
+    return rows.split(rows_at_once(reasoner.numbers_per_context * reasoner.window, rows.device))
 
 
 @torch.no_grad()
 def log_probs_in_blocks(reasoner: Reasoner, states: Tensor) -> Tensor:
     """(B, T, S) log-probabilities of the listed steps, computed block by block."""
-    return torch.cat([reasoner.listed_log_probs(block) for block in blocks(reasoner, states)])
+    return torch.cat([reasoner.successor_log_probs(block) for block in blocks(reasoner, states)])
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -248,7 +249,7 @@ def mean_kl(reasoner: Reasoner, rollout: Rollout, old: Tensor, rows: Tensor, loo
     sums = []
     for block in blocks(reasoner, rows):
         visits = rollout.counts[block].sum(-1)
-        moved = kl_divergence(old[block], reasoner.listed_log_probs(rollout.states[block])) * visits
+        moved = kl_divergence(old[block], reasoner.successor_log_probs(rollout.states[block])) * visits
         sums.append(torch.stack([moved.sum(), visits.sum()]))
     moved, seen = loop.sum(torch.stack(sums).sum(0))
     return float(moved / seen.clamp_min(1))
@@ -262,12 +263,12 @@ def round_metrics(
     sums, farthest = [], []
     for block in blocks(reasoner, torch.arange(len(old), device=old.device)):
         states, counts, before = rollout.states[block], rollout.counts[block], old[block]
-        log_p, visits = reasoner.listed_log_probs(states), counts.sum(-1)
+        log_p, visits = reasoner.successor_log_probs(states), counts.sum(-1)
         taken = (counts > 0) & (before > -torch.inf)
         ratio = torch.where(taken, log_p - before, 0.0).exp()
         clipped = ((ratio - 1).abs() > clip) & taken
         # What p_ref gives to steps that the policy does not list is lost.
-        p_ref = reference.log_probs_of(states, reasoner.listed(states)).exp()
+        p_ref = reference.log_probs_of(states, reasoner.support.successors_of(states)).exp()
         moved = ((log_p.exp() - p_ref).abs().sum(-1) + 1 - p_ref.sum(-1)) / 2
         parts = (kl_divergence(before, log_p) * visits, clipped * counts, counts, entropy(log_p) * visits)
         sums.append(torch.stack([x.double().sum() for x in parts]))
@@ -292,20 +293,20 @@ def distance_to_optimum(reasoner: Reasoner, sampler: RolloutSampler, states: Ten
     n, gamma, reference, terminal = reasoner.n_states, sampler.gamma, sampler.reference, sampler.terminal
     if gamma and (reasoner.window > 1 or n > _MOST_SOLVED):
         return {}
-    if reasoner.lists is not None and bool((reference.support & ~reasoner.support).any()):
+    if reasoner.support.successors is not None and bool((reference.support.mask & ~reasoner.support.mask).any()):
         return {}  # the optimum takes steps that the policy cannot
     contexts = torch.arange(n, device=reasoner.device)[:, None] if reasoner.window == 1 else states
     reward, farthest = sampler.reward(None), []
     for block in (contexts,) if gamma else blocks(reasoner, contexts):
-        log_ref = reference.log_probs_of(block, reasoner.listed(block)).double()
+        log_ref = reference.log_probs_of(block, reasoner.support.successors_of(block)).double()
         weight = sampler.weight_of(block, log_ref)
         if gamma:
             all_steps = reference.log_probs(block)[:, 0].double()
             _, optimum = soft_values(all_steps, reward, terminal, gamma, weight[:, 0])
-            optimum = reasoner.pick(optimum, block)
+            optimum = reasoner.support.pick(optimum, block)
         else:
-            optimum = (log_ref + reasoner.pick(reward, block) / weight[..., None]).log_softmax(-1)
-        policy = reasoner.listed_log_probs(block).double().exp()
+            optimum = (log_ref + reasoner.support.pick(reward, block) / weight[..., None]).log_softmax(-1)
+        policy = reasoner.successor_log_probs(block).double().exp()
         distance = (policy - optimum.exp()).abs().sum(-1) / 2
         farthest.append(torch.where(terminal[block], 0.0, distance).max())
     return {"tv_to_optimum_max": float(loop.largest(torch.stack(farthest).max()))}

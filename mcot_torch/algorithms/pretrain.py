@@ -15,9 +15,10 @@ from mcot_torch.algorithms.config import PretrainConfig
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.sampling.datasets import Batch, CountData, PairData, PathData
 from mcot_torch.sampling.walks import StepTable
+from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.system.machine import compiled
 from mcot_torch.training.loop import Context, TrainingLoop, cosine
 from mcot_torch.training.result import Cost, Result
@@ -146,13 +147,14 @@ def losses_in_blocks(
         loss_of_block: `block_loss`, or its compiled version.
     """
     states, after, counts = batch
-    here = states[..., None]
-    counts = torch.where(reasoner.support[here, after], counts, 0.0)
+    support, here = reasoner.support, states[..., None]
+    counts = torch.where(support.mask[here, after], counts, 0.0)
     divisor = mean(counts.sum())
-    rows = rows_at_once(states.shape[1] * reasoner.cells, states.device)
-    parts = (states, reasoner.places(here, after), counts)
+    rows = rows_at_once(states.shape[1] * reasoner.numbers_per_context, states.device)
+    parts = (states, support.places(here, after), counts)
     for block, places, seen in zip(*(part.split(rows) for part in parts), strict=True):
-        yield loss_of_block(reasoner, block, reasoner.listed(block), reasoner.allowed(block), places, seen, divisor)
+        successors, allowed = support.successors_of(block), support.allowed(block)
+        yield loss_of_block(reasoner, block, successors, allowed, places, seen, divisor)
 
 
 def block_loss(
@@ -196,4 +198,4 @@ def cut(reasoner: Reasoner, data: TrainingData, threshold: float, loop: Training
         kernel[visits_of_all == 0] = 1.0
     else:
         kernel = reasoner.kernel()
-    reasoner.cut_(loop.once(lambda: kernel), threshold)
+    reasoner.support.cut(loop.once(lambda: kernel), threshold)

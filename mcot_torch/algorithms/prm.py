@@ -16,7 +16,8 @@ from torch import Tensor
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Policy, Reasoner, entries_at
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.support import Policy, entries_at
 from mcot_torch.system.files import write_text
 from mcot_torch.system.randomness import generator
 

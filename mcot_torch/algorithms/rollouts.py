@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcot_torch.reasoners.reasoner import Reasoner, rows_at_once
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.walks import generate, step_table
 from mcot_torch.sampling.attempts import Attempts, TransitionCounts, Transitions
 from mcot_torch.sampling.datasets import count_batch, sample_counts
+from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.system.ranks import own_rows, share, total, whole
 
 KLWeight = Callable[[Tensor, Tensor], Tensor]
@@ -82,13 +84,13 @@ class Rollout:
 def transition_counts(reasoner: Reasoner, n_walkers: int, path_length: int, draw: torch.Generator) -> TransitionCounts:
     """Transition counts of the reasoner's own chain, from uniform starts; ranks share the walkers."""
     if reasoner.window == 1:
-        table = reasoner.table()
+        table = step_table(reasoner)
         return TransitionCounts(table.successors, sample_counts(table, n_walkers, path_length, draw))
     path = sample_paths(reasoner, n_walkers, path_length, draw)
-    n, width = reasoner.n_states, reasoner.list_length
+    n, width = reasoner.n_states, reasoner.support.width
     states = torch.arange(n, device=reasoner.device)
-    listed = reasoner.listed(states)
-    cells = (path[:, :-1] * width + reasoner.places(path[:, :-1], path[:, 1:])).reshape(-1)
+    listed = reasoner.support.successors_of(states)
+    cells = (path[:, :-1] * width + reasoner.support.places(path[:, :-1], path[:, 1:])).reshape(-1)
     counts = total(torch.bincount(cells, minlength=n * width).double()).view(n, width)
     return TransitionCounts(states.expand(n, -1) if listed is None else listed, counts)
 
@@ -96,7 +98,7 @@ def transition_counts(reasoner: Reasoner, n_walkers: int, path_length: int, draw
 def sample_paths(reasoner: Reasoner, n_walkers: int, path_length: int, draw: torch.Generator) -> Tensor:
     """(W, path_length + 1) int64 paths from uniform starts; W is this rank's share of the walkers."""
     starts = torch.randint(reasoner.n_states, (share(n_walkers),), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, path_length, draw)
+    return generate(reasoner, starts, path_length, draw)
 
 
 class RolloutSampler:
@@ -164,7 +166,7 @@ class RolloutSampler:
             walkers = self.walkers.to(draw.device)
             walkers = torch.where(self.terminal[walkers], self._starts(len(walkers), draw), walkers)
         reward, values = self.reward(draw), self.values.to(draw.device)
-        attempts = Attempts.until(self.policy.generate(walkers, self.path_length, draw), self.terminal)
+        attempts = Attempts.until(generate(self.policy, walkers, self.path_length, draw), self.terminal)
         rollout, self.values = gae_rollout(
             self.policy,
             self.reference,
@@ -234,13 +236,13 @@ def one_step_rollout(
         weight_of: λ of each context.
     """
     dtype = next(reasoner.parameters()).dtype
-    states, counts = sampled.tabulate(reasoner.step_lists, dtype)
+    states, counts = sampled.tabulate(reasoner.support, dtype)
     gain, loss, columns_of = torch.zeros_like(counts, dtype=dtype), torch.zeros_like(counts, dtype=dtype), []
     rows = torch.arange(len(states), device=states.device)
-    for block in rows.split(rows_at_once(states.shape[1] * reasoner.cells, states.device)):
-        log_old = reasoner.listed_log_probs(states[block]).double()
-        log_ref = reference.log_probs_of(states[block], reasoner.listed(states[block])).double()
-        paid, seen = reasoner.pick(reward, states[block]), counts[block]
+    for block in rows.split(rows_at_once(states.shape[1] * reasoner.numbers_per_context, states.device)):
+        log_old = reasoner.successor_log_probs(states[block]).double()
+        log_ref = reference.log_probs_of(states[block], reasoner.support.successors_of(states[block])).double()
+        paid, seen = reasoner.support.pick(reward, states[block]), counts[block]
         value = penalised(paid, log_old, log_ref, weight_of(states[block], log_ref))
         baseline = (log_old.exp() * value).sum(-1, keepdim=True)
         advantage = (seen * (value - baseline)).to(dtype)
@@ -306,10 +308,10 @@ def gae_rollout(
     states, after, done, valid = attempts.states, attempts.after, attempts.done, attempts.valid
     n, table = reasoner.n_states, reasoner.window == 1  # with window 1 the N states are all the contexts there are
     contexts = torch.arange(n, device=states.device)[:, None] if table else states
-    log_old = reasoner.listed_log_probs(contexts).double()
-    log_ref = reference.log_probs_of(contexts, reasoner.listed(contexts)).double()
-    paid = penalised(reasoner.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
-    place, width = reasoner.places(states, after), reasoner.list_length
+    log_old = reasoner.successor_log_probs(contexts).double()
+    log_ref = reference.log_probs_of(contexts, reasoner.support.successors_of(contexts)).double()
+    paid = penalised(reasoner.support.pick(reward, contexts), log_old, log_ref, weight_of(contexts, log_ref))
+    place, width = reasoner.support.places(states, after), reasoner.support.width
     paid = paid[states, 0, place] if table else paid.gather(-1, place[..., None])[..., 0]  # (B, T)
     value = torch.where(terminal, 0.0, values)[attempts.paths]
     advantage = gae(paid, done, value, gamma, gae_lambda)

@@ -23,7 +23,9 @@ from torch import Tensor
 from mcot_torch.algorithms.config import SearchConfig
 from mcot_torch.algorithms.prm import PRM, avoid
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import Policy, Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.support import Policy
+from mcot_torch.reasoners.walks import walker
 from mcot_torch.system.randomness import generator
 from mcot_torch.system.ranks import on_first_rank
 from mcot_torch.training.loop import Context, TrainingLoop
@@ -121,23 +123,23 @@ def search_rounds(
     """
     assert config.walks and config.cover_steps and config.max_steps
     n_rounds, n_walks, device = len(starts), config.walks, reasoner.device
-    walker = reasoner.walker(starts.repeat_interleave(n_walks), draw, policy)
+    walkers = walker(reasoner, starts.repeat_interleave(n_walks), draw, policy)
     visited = torch.zeros(n_rounds * n_walks, reasoner.n_states, dtype=torch.bool, device=device)
-    visited.scatter_(1, walker.states[:, None], True)
+    visited.scatter_(1, walkers.states[:, None], True)
     for first in range(0, config.cover_steps, _BLOCK):
-        visited.scatter_(1, walker.advance(min(_BLOCK, config.cover_steps - first)), True)
+        visited.scatter_(1, walkers.advance(min(_BLOCK, config.cover_steps - first)), True)
     cluster = estimate_cluster(visited.view(n_rounds, n_walks, -1))  # (R, S)
     transitions = n_rounds * n_walks * config.cover_steps
 
     rounds = torch.arange(n_rounds, device=device).repeat_interleave(n_walks)
-    inside = cluster[rounds, walker.states]
-    walker.keep(inside)
+    inside = cluster[rounds, walkers.states]
+    walkers.keep(inside)
     rounds = rounds[inside]
     found: list[set[tuple[int, int]]] = [set() for _ in range(n_rounds)]
     done = config.cover_steps
     while done < config.max_steps and len(rounds):
-        last = walker.states
-        path = walker.advance(min(_BLOCK, config.max_steps - done))  # (W, block)
+        last = walkers.states
+        path = walkers.advance(min(_BLOCK, config.max_steps - done))  # (W, block)
         outside = ~cluster[rounds[:, None], path]
         left = outside.any(dim=1)
         exit_at = outside.to(torch.uint8).argmax(dim=1)
@@ -146,7 +148,7 @@ def search_rounds(
         before = torch.where(at > 0, path[walk, (at - 1).clamp_min(0)], last[walk])
         for r, x, y in torch.stack([rounds[walk], before, path[walk, at]], dim=1).tolist():
             found[r].add((x, y))
-        walker.keep(~left)
+        walkers.keep(~left)
         rounds = rounds[~left]
         done += path.shape[1]
     return found, cluster, transitions

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse as sp
-from torch import Tensor
 
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.reasoners.reasoner import Policy, Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
+from mcot_torch.reasoners.walks import own_paths, sparse_kernel
 from mcot_torch.system.randomness import generator
 
-__all__ = ["entries", "hard_step_probabilities", "make_probe", "own_paths", "precision_recall", "row_tv"]
+__all__ = ["entries", "hard_step_probabilities", "make_probe", "precision_recall", "row_tv"]
 
 
 def row_tv(kernel: Kernel, truth: Kernel) -> NDArray[np.float64]:
@@ -61,8 +61,8 @@ def make_probe(
 
     def blocks(reasoner: Reasoner) -> Iterator[tuple[Kernel, Kernel]]:
         """Predicted rows and the true ones, in order of the states; a row that no context ends in is taken as true."""
-        if reasoner.window == 1 and reasoner.lists is not None:
-            yield reasoner.to_scipy(), truth
+        if reasoner.window == 1 and reasoner.support.successors is not None:
+            yield sparse_kernel(reasoner), truth
         elif reasoner.window == 1:
             for states, rows in reasoner.kernel_rows():
                 yield rows.cpu().numpy(), truth[int(states[0]) : int(states[-1]) + 1].toarray()
@@ -82,21 +82,15 @@ def make_probe(
             p.append(entries(predicted, hard[mine] - [first, 0]))
             first += predicted.shape[0]
         row_tvs = np.concatenate(tv)
-        shared = int(reasoner.support[tuple(edges.to(reasoner.device))].sum())
+        shared = int(reasoner.support.mask[tuple(edges.to(reasoner.device))].sum())
         return {
             "sup_error": sup,
             "row_tv_mean": float(row_tvs.mean()),
             "row_tv_max": float(row_tvs.max()),
             "row_tv_easy_max": float(row_tvs[~source_rows].max(initial=0.0)),
             "support_recall": shared / max(1, graph.n_edges),
-            "support_precision": shared / max(1, int(reasoner.support.count_nonzero())),
+            "support_precision": shared / max(1, int(reasoner.support.mask.count_nonzero())),
             **{f"hard_step_{key}": value for key, value in _range(np.concatenate(p)).items()},
         }
 
     return probe
-
-
-def own_paths(reasoner: Reasoner, n_paths: int, draw: torch.Generator, policy: Policy | None = None) -> Tensor:
-    """(n_paths, window) int64 paths of the reasoner from uniform starts: every prefix is a context."""
-    starts = torch.randint(reasoner.n_states, (n_paths,), generator=draw, device=reasoner.device)
-    return reasoner.generate(starts, reasoner.window - 1, draw, policy)

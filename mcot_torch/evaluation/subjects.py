@@ -28,12 +28,14 @@ from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.chains import hitting_time, pair_kernel, rescale, restricted_mean
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation.measures import hard_step_probabilities, own_paths, precision_recall, row_tv
+from mcot_torch.evaluation.measures import hard_step_probabilities, precision_recall, row_tv
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.graphs.task import Task
-from mcot_torch.reasoners.reasoner import Policy, Reasoner
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
+from mcot_torch.reasoners.support import Policy
+from mcot_torch.reasoners.walks import own_paths, sparse_kernel, walker
 from mcot_torch.sampling.walks import StepTable, TableWalker, Walker, first_hitting_times
 from mcot_torch.system.randomness import generator
 
@@ -136,7 +138,7 @@ def reasoner_subject(
     raw: Callable[[], Kernel] | None = None
     small = reasoner.n_states <= _MOST_DENSE
     if reasoner.window == 1:
-        kernel = reasoner.kernel(policy=policy).cpu().numpy() if small else reasoner.to_scipy(policy)
+        kernel = reasoner.kernel(policy=policy).cpu().numpy() if small else sparse_kernel(reasoner, policy)
         if reasoner.n_states <= _MOST_RAW:
             raw = lambda: reasoner.kernel(False, policy).cpu().numpy()  # noqa: E731
     else:
@@ -158,7 +160,7 @@ def reasoner_subject(
         truth=_kernel(truth),
         truth_name=truth_name,
         hard=truth.sparse_edges,
-        walker=lambda start, draw: reasoner.walker(start, draw, policy),
+        walker=lambda start, draw: walker(reasoner, start, draw, policy),
         kernel=kernel,
         kernel_raw=raw,
         exact=reasoner.window == 1,
@@ -209,7 +211,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         truth=exact,
         truth_name="meta-chain",
         hard=hard,
-        walker=lambda start, draw: student.walker(start, draw),
+        walker=lambda start, draw: walker(student, start, draw),
         kernel=kernel,
         kernel_raw=lambda: student.kernel(cut=False).cpu().numpy(),
         parameters=sum(p.numel() for p in student.model.parameters()),

@@ -30,6 +30,7 @@ from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.groups import Group
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
+from mcot_torch.reasoners.walks import generate
 from mcot_torch.sampling.walks import Walker
 from mcot_torch.system.randomness import generator
 
@@ -259,7 +260,7 @@ class Values:
         self._labels = student.labels.cpu()
         paths = self._walks(teacher, "hops", teacher_epsilon)
         told = path_values(self._known, self.group, paths)
-        off = student.support.cpu().clone().fill_diagonal_(False)
+        off = student.support.mask.cpu().clone().fill_diagonal_(False)
         self.hop_edges = off.nonzero()
         self.hops = learn_actions(self.group, self.hop_edges, self._labels[paths[told >= 0]], told[told >= 0])
         self._hop_known = self._hop_matrix(student.n_states, self.hop_edges, self.hops.elements)
@@ -273,7 +274,7 @@ class Values:
     def _walks(self, reasoner: Reasoner, name: str, epsilon: float, policy: Any = None) -> Tensor:
         draw = generator(self._seed, "values", name, device=reasoner.device)
         starts = torch.randint(reasoner.n_states, (self._n_paths,), generator=draw, device=reasoner.device)
-        return reasoner.generate(starts, math.ceil(self._size / epsilon), draw, policy).cpu()
+        return generate(reasoner, starts, math.ceil(self._size / epsilon), draw, policy).cpu()
 
     def _hop_matrix(self, n_clusters: int, edges: Tensor, elements: Tensor) -> Tensor:
         return step_matrix(n_clusters, edges, elements, -1).fill_diagonal_(self.group.identity)

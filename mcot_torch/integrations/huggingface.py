@@ -44,7 +44,7 @@ def to_huggingface(reasoner: Reasoner) -> NanoChatForCausalLM:
     if not isinstance(reasoner, TransformerReasoner):
         raise InputError(
             f"a {type(reasoner).__name__} is no transformer; to_huggingface takes a TransformerReasoner, and "
-            "save_pretrained writes any reasoner as safetensors and JSON"
+            "save_reasoner writes any reasoner as safetensors and JSON"
         )
     try:
         from transformers import NanoChatConfig, NanoChatForCausalLM

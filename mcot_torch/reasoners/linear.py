@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -25,17 +23,13 @@ class LinearReasoner(Reasoner, kind="linear"):
         model = cls(len(kernel))
         with torch.no_grad():
             model.logits.copy_(torch.where(kernel > 0, kernel.double().clamp_min(1e-300).log(), 0.0))
-        model.support.copy_(kernel > 0)
+        model.support.set(kernel > 0)
         return model
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits (B, T, N): the row of each state, whatever came before it."""
         return self.logits[states]
 
-    def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
-        """As `Reasoner.logits_of`: entries of the table."""
+    def gather_logits(self, states: Tensor, after: Tensor) -> Tensor:
+        """As `Reasoner.gather_logits`: entries of the table."""
         return self.logits[states[..., None], after]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {"n_states": self.n_states}

@@ -52,7 +52,7 @@ class Student(Reasoner, kind="student"):
         return torch.where(stay, logits, logits + self.beta.to(logits.dtype))
 
     def check_buffers(self) -> str | None:
-        """As `Reasoner.check_buffers`; a label names a cluster, a representative a state, each another one."""
+        """As `Reasoner.check_buffers`: every label names a cluster, and the representatives name different states."""
         k, n = self.n_states, len(self.labels)
         if k > n:
             return f"holds {k} clusters, more than the {n} states that they are made of"

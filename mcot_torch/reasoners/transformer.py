@@ -2,7 +2,7 @@
 
 Pre-norm RMSNorm without weights, rotary positions, normalised queries and keys, scaled-dot-product attention, GELU
 MLP, no biases, zero-initialised output projections (each block starts as the identity), optional tied embedding.
-All initialisation stands in `reset_parameters`. Decoding one step at a time goes through `Cache`.
+All initialisation stands in `reset_parameters`. `CachedDecoder` decodes one step at a time with a key-value `Cache`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcot_torch.errors import InputError
+from mcot_torch.reasoners.decoding import Decoder
 from mcot_torch.reasoners.reasoner import Reasoner
 
-__all__ = ["Cache", "TransformerReasoner"]
+__all__ = ["Cache", "CachedDecoder", "TransformerReasoner"]
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -131,14 +132,18 @@ class TransformerReasoner(Reasoner, kind="transformer"):
         """Logits (B, T, N); with a cache, `states` are the ones not read yet and the cache grows by them."""
         return self.head(self.features(states, cache))
 
-    def logits_of(self, states: Tensor, after: Tensor) -> Tensor:
-        """As `Reasoner.logits_of`: only these rows of the output matrix are read."""
+    def gather_logits(self, states: Tensor, after: Tensor) -> Tensor:
+        """As `Reasoner.gather_logits`: only the rows of the output matrix that `after` names are read."""
         return self.head_of(self.features(states), after)
 
+    def cached_decoder(self) -> Decoder:
+        """As `Reasoner.cached_decoder`: keys and values of the states read so far are kept."""
+        return CachedDecoder(self)
+
     @property
-    def cells(self) -> int:
-        """As `Reasoner.cells`: with lists, the rows of the output matrix that are read."""
-        return super().cells * (1 if self.lists is None else self.width)
+    def numbers_per_context(self) -> int:
+        """As `Reasoner.numbers_per_context`: with lists, the rows of the output matrix that are read."""
+        return super().numbers_per_context * (1 if self.support.successors is None else self.width)
 
     def head_of(self, x: Tensor, after: Tensor) -> Tensor:
         """(B, T, D) logits of the next states `after` (B, T, D) from features (B, T, width)."""
@@ -173,7 +178,22 @@ class TransformerReasoner(Reasoner, kind="transformer"):
             state_dict = {**state_dict, "head.weight": state_dict["embedding.weight"]}
         return super().load_state_dict(state_dict, strict, assign)
 
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        names = ("n_states", "window", "width", "n_layers", "n_heads", "tied")
-        return {name: getattr(self, name) for name in names}
+
+class CachedDecoder:
+    """Decoder that reads every state once and keeps its keys and values."""
+
+    def __init__(self, model: TransformerReasoner) -> None:
+        self._model = model
+        self._cache: Cache | None = None  # made when the number of walkers is known
+
+    def logits(self, context: Tensor, successors: Tensor | None) -> Tensor:
+        """As `Decoder.logits`; only the states that the cache has not read are read."""
+        if self._cache is None:
+            self._cache = Cache(self._model, len(context))
+        x = self._model.features(context[:, self._cache.length :], self._cache)[:, -1:]
+        return (self._model.head(x) if successors is None else self._model.head_of(x, successors[:, None]))[:, 0]
+
+    def keep(self, alive: Tensor) -> None:
+        """As `Decoder.keep`."""
+        if self._cache is not None:
+            self._cache.keep(alive)

@@ -11,7 +11,7 @@ import torch
 from mcot_torch.algorithms.search import resolve_search
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners.reasoner import lists_pay
+from mcot_torch.reasoners.support import lists_pay
 from mcot_torch.runs.config import Config
 
 __all__ = ["check_memory", "memory", "tables"]

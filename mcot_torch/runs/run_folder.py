@@ -21,7 +21,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mcot_torch.errors import InputError
-from mcot_torch.reasoners import Reasoner
+from mcot_torch.reasoners import Reasoner, save_reasoner
 from mcot_torch.runs.config import STAGES, Config, config_hash, differences, load_config, to_yaml
 from mcot_torch.runs.events import start_events
 from mcot_torch.system.files import digest, read_json, refuse_links, write_text
@@ -199,7 +199,7 @@ class RunFolder:
     def keep(self, name: str, model: Reasoner) -> None:
         """Save a stage's model; of several ranks, which hold the same one, the first does."""
         if is_first():
-            model.save(self.stage(name))
+            save_reasoner(model, self.stage(name))
 
     def finish(self, name: str, history: list[Metrics], **summary: Any) -> None:
         """Mark a stage finished; its models must be saved before. The manifest notes the digest of each of its files."""

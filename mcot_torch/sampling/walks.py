@@ -32,11 +32,11 @@ from scipy import sparse as sp
 from torch import Tensor
 
 from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.system.blocks import draws_at_once
 
 __all__ = ["StepTable", "TableWalker", "Walker", "first_hitting_times", "pair_counts", "walk_counts", "walk_paths"]
 
 _BLOCK = 256  # steps between two looks for walkers that arrived
-_CPU_DRAWS, _GPU_DRAWS = 2**16, 2**24  # uniforms drawn at once: what fits a core's cache; what fills a GPU
 _FEW = 64  # walkers a state below which walking them is cheaper than one multinomial a state
 
 
@@ -204,7 +204,7 @@ class TableWalker:
     def _uniforms(self, n_steps: int) -> Iterator[Tensor]:
         """(rows, W) uniforms, in blocks that stay in the cache; every block overwrites the last one."""
         device, n_walkers = self._states.device, len(self._states)
-        rows = max(1, (_CPU_DRAWS if device.type == "cpu" else _GPU_DRAWS) // max(1, n_walkers))
+        rows = draws_at_once(n_walkers, device)
         buffer = torch.empty(min(rows, n_steps), n_walkers, dtype=torch.float64, device=device)
         for first in range(0, n_steps, rows):
             block = buffer[: min(rows, n_steps - first)]

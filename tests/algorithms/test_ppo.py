@@ -218,7 +218,7 @@ def fitted_transformer(graph, window=1):
     model = TransformerReasoner(graph.n_states, window, 32, 1, 2)
     model.reset_parameters(torch.Generator().manual_seed(0))
     states, _, counts = count_batch(torch.from_numpy(graph.kernel()))
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
     for step in range(400):
         for group in optimizer.param_groups:
@@ -295,7 +295,7 @@ def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_rea
         model = exact_reasoner(graph)
     else:
         model = spread_out(TransformerReasoner(32, 4 if kind == "window 4" else 1, 16, 1, 2))
-        model.support.copy_(torch.from_numpy(graph.kernel() > 0))  # with the cut
+        model.support.set(torch.from_numpy(graph.kernel() > 0))  # with the cut
     ratios = []
 
     def record(log_p, old, rollout, clip):
@@ -393,11 +393,11 @@ def test_a_round_ends_where_the_kl_limit_says_so(graph, exact_reasoner, monkeypa
 def test_entropy_bonus_with_forbidden_steps(kind, graph, exact_reasoner):
     """It trains, and a large bonus ends near the uniform law over each row's support."""
     model = exact_reasoner(graph) if kind == "linear" else TransformerReasoner(32, 1, 32, 1, 2)
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     rate = 0.05 if kind == "linear" else 0.01
     config = PPOConfig(rounds=20, transitions=4000, learning_rate=rate, entropy_coefficient=100.0)
     history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-    uniform = model.support / model.support.sum(1, keepdim=True)
+    uniform = model.support.mask / model.support.mask.sum(1, keepdim=True)
     assert row_tv(model.kernel(), uniform).max() < 0.15
     assert all(math.isfinite(value) for line in history for value in line.values())
 
@@ -642,7 +642,7 @@ def test_outcome_reward_on_a_ring_approaches_the_soft_optimum(exact_reasoner):
 def test_outcome_rollouts_go_on_where_the_walkers_stood(exact_reasoner):
     """On a cycle of five with X_in = 0 and X_out = 4: arrived walkers start anew, the others go on."""
     model = LinearReasoner(5)
-    model.support.copy_(torch.roll(torch.eye(5), 1, dims=1).bool())
+    model.support.set(torch.roll(torch.eye(5), 1, dims=1).bool())
     start, target = tensor([1, 0, 0, 0, 0]), torch.tensor([False, False, False, False, True])
     config = PPOConfig(reward="outcome", gamma=0.9, transitions=9, path_length=3)
     stage = PPOStage(model, PRM(5, torch.empty(0, 2)), Scales(1, 5, 0.1, 0.2), config, context(), start, target)

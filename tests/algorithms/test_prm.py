@@ -10,6 +10,7 @@ from mcot_torch.algorithms.prm import PRM, guidance, tilt, tilt_strength
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
+from mcot_torch.reasoners import step_table
 
 
 def true_edges(graph):
@@ -52,7 +53,7 @@ def test_guided_walks_are_those_of_epsilon_max(exact_reasoner):
     graph = clustered_graph(5, 8, 0.002, weights=(1.0, 0.5, 2.0), d_out=3)
     scales = Scales.of(graph, 0.05)
     model = exact_reasoner(graph)
-    table = model.table(guidance(true_edges(graph), scales))
+    table = step_table(model, guidance(true_edges(graph), scales))
     raised = graph.with_epsilon(0.05).kernel()
     np.testing.assert_allclose(table.to_edges(table.probabilities), raised, rtol=1e-12, atol=0)
     np.testing.assert_allclose(model.kernel(), graph.kernel(), rtol=1e-12, atol=0)  # guidance changes no weights

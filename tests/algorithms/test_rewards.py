@@ -18,8 +18,8 @@ from mcot_torch.algorithms.rollouts import (
     soft_values,
 )
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
-from mcot_torch.reasoners import reasoner as base
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, generate
+from mcot_torch.reasoners import support as base
 
 
 def tensor(values):
@@ -128,9 +128,9 @@ def test_truncated_rollout_bootstraps():
 
 def rows(model, states, x):
     """(B, T, N) of what a rollout holds of the listed steps."""
-    if model.lists is None:
+    if model.support.successors is None:
         return x
-    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.listed(states), x)
+    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.support.successors_of(states), x)
 
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
@@ -146,10 +146,11 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
         with torch.no_grad():
             for p in model.parameters():
                 p.normal_(std=0.7, generator=draw)
-        model.support.fill_diagonal_(False)
-        model.support[0, 1] = model.support[2, 3] = False
+        mask = model.support.mask.clone().fill_diagonal_(False)
+        mask[0, 1] = mask[2, 3] = False
+        model.support.set(mask)
         models.append(model)
-    assert (models[0].lists is None) == (short > 1)
+    assert (models[0].support.successors is None) == (short > 1)
     policy, reference = models
     reward = torch.randn(n, n, dtype=torch.float64, generator=draw)
     terminal = torch.tensor([False] * (n - 1) + [True])
@@ -162,7 +163,7 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
         rollout, new_values, ended = gae_rollout(
             policy, reference, reward, terminal, values, starts, lambda s, _: weight[s], config, seeded(4)
         )
-        paths = policy.generate(starts, length, seeded(4))
+        paths = generate(policy, starts, length, seeded(4))
 
     counts, gain, loss = {}, {}, {}
     returns = [[] for _ in range(n)]
@@ -213,8 +214,9 @@ def test_one_step_rollout_against_a_loop(short, monkeypatch):
     draw = seeded(5)
     policy, reference = (table_of(torch.rand(n, n, generator=draw) + 0.1) for _ in range(2))
     for model in (policy, reference):
-        model.support.fill_diagonal_(False)
-        model.support[1, 2] = False
+        mask = model.support.mask.clone().fill_diagonal_(False)
+        mask[1, 2] = False
+        model.support.set(mask)
     reward = torch.rand(n, n, dtype=torch.float64, generator=draw)
     weight = tensor([0.1, 0.2, 0.3, 0.4, 0.5])
     config = PPOConfig(transitions=3000, path_length=10)

@@ -23,7 +23,7 @@ from mcot_torch.algorithms.search import (
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.reasoners import LinearReasoner, step_table
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 
@@ -252,7 +252,7 @@ def test_a_saved_state_is_checked(change, message):
 
 def test_avoid_never_takes_the_given_steps(small_graph, exact_reasoner):
     model = exact_reasoner(small_graph)
-    table = model.table(avoid(torch.from_numpy(small_graph.sparse_edges), model))
+    table = step_table(model, avoid(torch.from_numpy(small_graph.sparse_edges), model))
     easy = table.to_edges(table.probabilities).numpy()
     at_zero = small_graph.with_epsilon(1e-300).kernel()
     at_zero[at_zero < 1e-200] = 0

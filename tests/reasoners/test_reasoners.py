@@ -15,7 +15,10 @@ from mcot_torch.reasoners import (
     ReasonerConfig,
     TransformerReasoner,
     build_reasoner,
+    generate,
     load_reasoner,
+    save_reasoner,
+    step_table,
 )
 from mcot_torch.sampling.datasets import count_batch, path_batch
 
@@ -35,8 +38,8 @@ def randomised(model, seed=0, scale=0.4):
 
 def some_support(model, seed=1, share=0.5):
     """A random support with the diagonal in it."""
-    mask = torch.rand(model.support.shape, generator=seeded(seed)) < share
-    model.support.copy_(mask.fill_diagonal_(True))
+    mask = torch.rand(model.support.mask.shape, generator=seeded(seed)) < share
+    model.support.set(mask.fill_diagonal_(True))
     return model
 
 
@@ -66,7 +69,7 @@ def test_cut_and_raw(kind, sizes):
     for b in range(6):
         for t in range(model.window):
             weight = logits[b, t].exp()
-            supported = model.support[states[b, t]]
+            supported = model.support.mask[states[b, t]]
             for y in range(7):
                 assert raw[b, t, y].exp().item() == pytest.approx((weight[y] / weight.sum()).item(), rel=1e-5)
                 expected = (weight[y] / weight[supported].sum()).item() if supported[y] else 0.0
@@ -79,8 +82,8 @@ def test_kernel_of_window_1(kind):
     kernel = model.kernel()
     assert kernel.dtype == torch.float64
     np.testing.assert_allclose(kernel.sum(1).numpy(), 1, rtol=1e-14)
-    assert (kernel[~model.support] == 0).all()
-    assert (kernel[model.support] > 0).all()
+    assert (kernel[~model.support.mask] == 0).all()
+    assert (kernel[model.support.mask] > 0).all()
     assert (model.kernel(cut=False) > 0).all()
     for x in range(7):
         row = model.log_probs(torch.tensor([[x]]))[0, 0].double().exp()
@@ -92,7 +95,7 @@ def test_longer_window_has_no_kernel():
     with pytest.raises(ValueError, match=r"kernel\(\) needs window 1, and this reasoner has window 3.*context_kernel"):
         model.kernel()
     with pytest.raises(ValueError, match="context_kernel"):
-        model.table()
+        step_table(model)
     with pytest.raises(ValueError, match="4 states do not fit the window of 3"):
         model(torch.zeros(1, 4, dtype=torch.int64))
 
@@ -130,13 +133,13 @@ def test_context_kernel_of_window_1_is_the_kernel():
 def test_cut_drops_what_is_below_the_threshold():
     model = LinearReasoner(3)
     kernel = torch.tensor([[0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.05, 0.06, 0.89]], dtype=torch.float64)
-    assert model.cut_(kernel, 0.1) == 7  # what equals the threshold stays
-    assert model.support.tolist() == [[True, True, True], [True, True, True], [False, False, True]]
-    assert model.cut_(kernel, 0.45) == 3
-    assert model.support.tolist() == [[True, False, False], [False, True, False], [False, False, True]]
-    assert model.cut_(kernel, 0.0) == 3  # what was cut once stays cut
+    assert model.support.cut(kernel, 0.1) == 7  # what equals the threshold stays
+    assert model.support.mask.tolist() == [[True, True, True], [True, True, True], [False, False, True]]
+    assert model.support.cut(kernel, 0.45) == 3
+    assert model.support.mask.tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    assert model.support.cut(kernel, 0.0) == 3  # what was cut once stays cut
     fresh = LinearReasoner(3)
-    assert fresh.cut_(kernel, 0.99) == 3  # the likeliest step of a row stays whatever the threshold
+    assert fresh.support.cut(kernel, 0.99) == 3  # the likeliest step of a row stays whatever the threshold
 
 
 def test_linear_starts_at_zero_as_in_the_paper():
@@ -158,7 +161,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize("kind", ["linear", "transformer"])
 def test_gradient_of_counts_is_that_of_the_list_of_pairs(kind):
     model = some_support(make(kind)).double()
-    pairs = [(x, y) for x in range(7) for y in range(7) if model.support[x, y]]
+    pairs = [(x, y) for x in range(7) for y in range(7) if model.support.mask[x, y]]
     pairs = [pairs[i] for i in torch.randint(len(pairs), (200,), generator=seeded(4))]
     counts = torch.zeros(7, 7, dtype=torch.float64)
     loss = 0.0
@@ -190,12 +193,12 @@ def test_gradient_of_paths_is_that_of_cross_entropy():
 def test_generate_never_takes_an_unsupported_step(kind, sizes):
     model = some_support(make(kind, **sizes), share=0.3)
     start = torch.arange(7).repeat(150)
-    paths = model.generate(start, 40, seeded(6))
+    paths = generate(model, start, 40, seeded(6))
     assert paths.shape == (1050, 41)
     assert torch.equal(paths[:, 0], start)
     taken = torch.zeros(7, 7, dtype=torch.bool)
     taken[paths[:, :-1], paths[:, 1:]] = True
-    assert not taken[~model.support].any()
+    assert not taken[~model.support.mask].any()
     assert taken.sum() > 7
 
 
@@ -203,24 +206,24 @@ def test_generate_never_takes_an_unsupported_step(kind, sizes):
 def test_generate_is_a_function_of_the_generator(kind, sizes):
     model = make(kind, **sizes)
     start = torch.arange(7)
-    first = model.generate(start, 30, seeded(7))
-    assert torch.equal(first, model.generate(start, 30, seeded(7)))
-    assert not torch.equal(first, model.generate(start, 30, seeded(8)))
+    first = generate(model, start, 30, seeded(7))
+    assert torch.equal(first, generate(model, start, 30, seeded(7)))
+    assert not torch.equal(first, generate(model, start, 30, seeded(8)))
 
 
 @pytest.mark.parametrize(("kind", "sizes"), KINDS)
 def test_policy_changes_the_walk_and_sees_log_probabilities(kind, sizes):
     model = some_support(make(kind, **sizes))
-    model.support[:, 0] = True
+    model.support.set(model.support.mask.index_fill(1, torch.tensor([0]), True))
     seen = []
 
     def policy(states, log_p, listed):
         assert listed is None
         seen.append((states.shape, log_p.dtype, float((log_p.exp().sum(-1) - 1).abs().max())))
-        assert (log_p[~model.support[states]] == -torch.inf).all()
+        assert (log_p[~model.support.mask[states]] == -torch.inf).all()
         return torch.full_like(log_p, -torch.inf).index_fill_(1, torch.tensor([0]), 0.0)
 
-    paths = model.generate(torch.arange(7), 12, seeded(9), policy)
+    paths = generate(model, torch.arange(7), 12, seeded(9), policy)
     assert (paths[:, 1:] == 0).all()
     assert all(shape == (7,) and dtype == torch.float64 and error < 1e-6 for shape, dtype, error in seen)
 
@@ -229,7 +232,7 @@ def test_policy_changes_the_walk_and_sees_log_probabilities(kind, sizes):
 def test_sampled_frequencies_follow_the_predictions(kind, sizes):
     """First and second step from state 3: chi-square of each context, 8 tests at 1e-7."""
     model = some_support(make(kind, **sizes), share=0.7)
-    paths = model.generate(torch.full((40_000,), 3), 2, seeded(10))
+    paths = generate(model, torch.full((40_000,), 3), 2, seeded(10))
     contexts = [torch.tensor([3]), *(torch.tensor([3, y]) for y in paths[:, 1].unique())]
     for context in contexts:
         inside = (paths[:, : len(context)] == context).all(1)
@@ -251,7 +254,7 @@ def test_sampled_frequencies_follow_the_predictions(kind, sizes):
 @pytest.mark.parametrize(("kind", "sizes"), KINDS)
 def test_save_and_load_are_bitwise(kind, sizes, tmp_path):
     model = some_support(make(kind, **sizes))
-    model.save(tmp_path / "deep" / "er")
+    save_reasoner(model, tmp_path / "deep" / "er")
     loaded = load_reasoner(tmp_path / "deep" / "er")
     assert type(loaded) is type(model)
     assert loaded.settings() == model.settings()
@@ -261,14 +264,14 @@ def test_save_and_load_are_bitwise(kind, sizes, tmp_path):
     states = torch.randint(7, (3, model.window), generator=seeded(11))
     assert torch.equal(model.log_probs(states), loaded.log_probs(states))
     assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == ["model.json", "model.safetensors"]
-    randomised(model, seed=12).save(tmp_path / "deep" / "er")  # over an older one
+    save_reasoner(randomised(model, seed=12), tmp_path / "deep" / "er")  # over an older one
     assert not torch.equal(load_reasoner(tmp_path / "deep" / "er").log_probs(states), loaded.log_probs(states))
 
 
 def test_tied_embedding(tmp_path):
     model = make("transformer", tied=True)
     assert "head.weight" not in model.state_dict()
-    model.save(tmp_path)
+    save_reasoner(model, tmp_path)
     loaded = load_reasoner(tmp_path)
     assert loaded.head.weight is loaded.embedding.weight
     assert torch.equal(loaded.head.weight, model.head.weight)
@@ -312,7 +315,7 @@ def damaged(folder, how):
     ],
 )  # fmt: skip
 def test_damaged_files_are_input_errors(how, tmp_path):
-    make("transformer").save(tmp_path)
+    save_reasoner(make("transformer"), tmp_path)
     folder = damaged(tmp_path, how)
     with pytest.raises(InputError, match=str(folder)) as error:
         load_reasoner(folder)
@@ -325,13 +328,13 @@ def test_non_finite_weights_are_input_errors(kind, value, tmp_path):
     model = make(kind)
     with torch.no_grad():
         next(model.parameters())[2, 3] = value
-    model.save(tmp_path)
+    save_reasoner(model, tmp_path)
     with pytest.raises(InputError, match=r"non-finite number in (logits|embedding.weight)"):
         load_reasoner(tmp_path)
 
 
 def test_wrong_dtype_is_an_input_error(tmp_path):
-    make("linear").float().save(tmp_path)
+    save_reasoner(make("linear").float(), tmp_path)
     with pytest.raises(InputError, match=r"does not fit model\.json at logits"):
         load_reasoner(tmp_path)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mcot_torch.reasoners import TransformerReasoner
-from mcot_torch.reasoners.decoding import ContextWalker
 from mcot_torch.reasoners.transformer import Cache, _rotate
+from mcot_torch.reasoners.walks import ContextWalker
 
 
 def seeded(seed):
@@ -154,8 +154,8 @@ class Recording(ContextWalker):
         super().__init__(*args)
         self.log = []
 
-    def _logits(self, listed):
-        logits = super()._logits(listed)
+    def _logits(self, successors):
+        logits = super()._logits(successors)
         self.log.append((self._context.clone(), logits.clone()))
         return logits
 

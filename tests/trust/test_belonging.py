@@ -18,7 +18,7 @@ import torch
 from mcot_torch.errors import InputError
 from mcot_torch.graphs import MetastableGraph
 from mcot_torch.graphs.families.clustered import clustered_graph
-from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner
+from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner, save_reasoner
 from mcot_torch.runs.config import config_hash, load_config, parse_train
 from mcot_torch.runs.pipeline import load_run, run
 from mcot_torch.runs.run_folder import RunFolder
@@ -137,14 +137,14 @@ def test_hard_steps_over_another_number_of_states(mine):
 
 def test_models_of_other_kinds_and_sizes(mine):
     folder = mine[0]
-    LinearReasoner(9).save(folder / "ppo")
+    save_reasoner(LinearReasoner(9), folder / "ppo")
     forge(folder)
     assert refusal(folder) == f"{folder / 'ppo'}: the model has 9 states and the run's graph has 16"
-    Student(LinearReasoner(16), 16).save(folder / "ppo")
+    save_reasoner(Student(LinearReasoner(16), 16), folder / "ppo")
     forge(folder)
     assert "names a representative twice" in refusal(folder)
-    LinearReasoner(16).save(folder / "ppo")
-    LinearReasoner(16).save(folder / "distill")
+    save_reasoner(LinearReasoner(16), folder / "ppo")
+    save_reasoner(LinearReasoner(16), folder / "distill")
     forge(folder)
     assert refusal(folder) == f"{folder / 'distill'}: a LinearReasoner is no model of this stage"
 
@@ -313,7 +313,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     ],
 )
 def test_crafted_settings_of_a_model_take_no_memory(tmp_path, settings, message):
-    TransformerReasoner(6, width=8, n_layers=1, n_heads=1).save(tmp_path)
+    save_reasoner(TransformerReasoner(6, width=8, n_layers=1, n_heads=1), tmp_path)
     path = tmp_path / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     with pytest.raises(InputError) as error:
@@ -336,7 +336,7 @@ def test_crafted_settings_of_a_model_take_no_memory(tmp_path, settings, message)
 def test_crafted_students(tmp_path, change, message):
     student = Student(LinearReasoner(2), 3)
     student.representatives.copy_(torch.tensor([0, 2]))
-    student.save(tmp_path)
+    save_reasoner(student, tmp_path)
     assert load_reasoner(tmp_path).n_states == 2
     save_tensors(tmp_path / "model.safetensors", {**student.state_dict(), **change})
     with pytest.raises(InputError) as error:
@@ -345,7 +345,7 @@ def test_crafted_students(tmp_path, change, message):
 
 
 def test_a_student_with_more_clusters_than_states(tmp_path):
-    Student(LinearReasoner(3), 2).save(tmp_path)
+    save_reasoner(Student(LinearReasoner(3), 2), tmp_path)
     with pytest.raises(InputError, match="holds 3 clusters, more than the 2 states that they are made of"):
         load_reasoner(tmp_path)
 

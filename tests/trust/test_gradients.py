@@ -31,7 +31,7 @@ def random_model(kind: str, window: int, n: int = N, **kwargs):
         for weight in model.parameters():
             weight.copy_(0.7 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
     states = torch.arange(n)
-    model.support.copy_((states[:, None] + states) % 3 != 1)
+    model.support.set((states[:, None] + states) % 3 != 1)
     return model
 
 
@@ -118,7 +118,7 @@ def test_ppo_with_every_option(kind, window, options):
     model = random_model(kind, window)
     config = PPOConfig(transitions=400, path_length=10, minibatches=2, **options)
     edges = torch.tensor([[0, 2], [3, 0], [4, 5]])
-    assert bool(model.support[edges[:, 0], edges[:, 1]].all())
+    assert bool(model.support.mask[edges[:, 0], edges[:, 1]].all())
     prm = PRM(N, edges, noise=0.1 if not options else 0.0)
     start, target = torch.full((N,), 1 / N, dtype=torch.float64), torch.arange(N) == 5
     scales = Scales(2, 3, 0.02, 0.1)

@@ -168,6 +168,7 @@ def _control(point: Point, problem: Problem, pretrained: Any, target: Tensor) ->
     import torch
 
     from mcot_torch.evaluation.values import ValueWalker, step_matrix
+    from mcot_torch.reasoners import walks
     from mcot_torch.sampling.walks import first_hitting_times
     from mcot_torch.system.randomness import generator
 
@@ -181,7 +182,7 @@ def _control(point: Point, problem: Problem, pretrained: Any, target: Tensor) ->
         matrices.append(step_matrix(n, edges, these.alpha[hard], actions.group.identity))
     draw = generator(point["seed"], "control")
     start = torch.multinomial(torch.from_numpy(problem.task.start), point["walks"], replacement=True, generator=draw)
-    walker = ValueWalker(pretrained.walker(start, draw), target, actions.group, *matrices)
+    walker = ValueWalker(walks.walker(pretrained, start, draw), target, actions.group, *matrices)
     first_hitting_times(walker, target, int(12 * problem.hitting_time(problem.graph.epsilon)))
     right = (walker.values[1:] == walker.values[0]) & walker.arrived
     return float(right.double().mean())

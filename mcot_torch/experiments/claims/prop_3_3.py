@@ -18,6 +18,7 @@ from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary,
 from mcot_torch.experiments.fits import mean_number, power_laws, select, slope
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels, trend
 from mcot_torch.experiments.support import exact_reasoner, start_law, synthetic
+from mcot_torch.reasoners.walks import step_table
 
 
 @dataclass
@@ -81,7 +82,7 @@ def measure(point: Point) -> Row:
     prm = PRM.from_search(graph.n_states, found.edges)
     for gain in point["gains"]:
         scales = Scales.of(graph, gain * epsilon)
-        table = reasoner.table(guidance(prm, scales))
+        table = step_table(reasoner, guidance(prm, scales))
         guided = table.to_edges(table.probabilities).numpy()
         before.append(hitting_time(graph.to_scipy(), *task, graph.clusters))
         after.append(hitting_time(guided, *task))

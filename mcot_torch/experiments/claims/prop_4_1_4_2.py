@@ -81,7 +81,7 @@ def measure(point: Point) -> Row:
     if learned.shape != q.shape:
         return {"error": None, "error_max": None, "support_exact": False, "wrong_labels": wrong}
     relative = (learned / np.where(edges, q, 1.0) - 1.0)[edges]
-    support = bool(((student.support.numpy() & off) == edges).all())
+    support = bool(((student.support.mask.numpy() & off) == edges).all())
     errors = {"error": np.sqrt((relative**2).mean()), "error_max": np.abs(relative).max()}
     return {**errors, "support_exact": support, "wrong_labels": wrong}
 

@@ -101,8 +101,8 @@ def measure(point: Point) -> Row:
         counts = table.to_edges(pair_counts(table, int(point["T"]), draw))
     model = LinearReasoner(graph.n_states)
     errors = descend(model, counts, point["steps"], truth)
-    model.cut_(model.kernel(), _THRESHOLD * graph.epsilon)
-    exact_support = bool((model.support == (truth > 0)).all())
+    model.support.cut(model.kernel(), _THRESHOLD * graph.epsilon)
+    exact_support = bool((model.support.mask == (truth > 0)).all())
     after = descend(model, counts, point["steps_after"], truth)
     return {"errors": errors, "error": errors[-1], "support_exact": exact_support, "errors_after": after}
 

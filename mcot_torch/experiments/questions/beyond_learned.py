@@ -32,7 +32,7 @@ from mcot_torch.chains import (
 from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import Point, Row
 from mcot_torch.experiments.questions.beyond_common import Problem, make_problem, tune
-from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner
+from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner, step_table
 from mcot_torch.sampling.datasets import CountData
 from mcot_torch.sampling.walks import StepTable
 from mcot_torch.training.loop import Context
@@ -120,7 +120,7 @@ def _searched(problem: Problem, reasoner: Reasoner, prm: PRM, transitions: int) 
     """Proposition 3.3 at the default budget."""
     graph = problem.graph
     edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
-    table = reasoner.table(guidance(prm, problem.scales))
+    table = step_table(reasoner, guidance(prm, problem.scales))
     return {
         "recall": len(edges & true) / len(true),
         "precision": len(edges & true) / max(1, len(edges)),
