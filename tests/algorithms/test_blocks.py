@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM, guidance
@@ -11,9 +12,7 @@ from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
-from mcot_torch.reasoners import reasoner as base
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 GRAPH = clustered_graph(4, 8, 0.02, seed=3)
 SCALES = Scales.of(GRAPH, 0.08)
@@ -53,10 +52,10 @@ CASES = [
 
 @pytest.mark.parametrize("kind", ["linear", "transformer", "window 4"])
 @pytest.mark.parametrize(("stage", "options"), CASES, ids=str)
-def test_a_stage_in_blocks(kind, stage, options, monkeypatch):
+def test_a_stage_in_blocks(kind, stage, options, monkeypatch, hold_at_once):
     whole, history = trained(kind, stage, **options)
     forward, sizes = type(whole).forward, []
-    monkeypatch.setattr(base, "_CPU_CELLS", 5 * 32 * whole.window)
+    hold_at_once(5 * 32 * whole.window)
     monkeypatch.setattr(type(whole), "forward", lambda self, x, *a: (sizes.append(len(x)), forward(self, x, *a))[1])
     model, again = trained(kind, stage, **options)
     if kind != "window 4" and "gamma" not in options:  # walks with history, and values, take all contexts at once
@@ -70,13 +69,13 @@ def test_a_stage_in_blocks(kind, stage, options, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", [None, guidance(PRM_, SCALES)])
-def test_a_kernel_in_blocks(policy, monkeypatch):
+def test_a_kernel_in_blocks(policy, hold_at_once):
     model = reasoner("transformer")
     with torch.no_grad():
         model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
     model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
     whole, probed = model.kernel(policy=policy), make_probe(GRAPH)(model)
-    monkeypatch.setattr(base, "_CPU_CELLS", 5 * 32)
+    hold_at_once(5 * 32)
     blocks = list(model.kernel_rows(policy=policy))
     assert [len(states) for states, _ in blocks] == [5, 5, 5, 5, 5, 5, 2]
     np.testing.assert_allclose(model.kernel(policy=policy), whole, rtol=1e-12)

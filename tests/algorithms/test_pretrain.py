@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood, pretrain
+from mcot_torch import Context
+from mcot_torch.algorithms.pretrain import PretrainConfig, negative_log_likelihood, pretrain
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.sampling.datasets import CountData, PathData, count_batch
 from mcot_torch.sampling.walks import StepTable, walk_paths
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 
 def context(seed=0, probe=None):
@@ -149,7 +149,7 @@ def test_transformer_with_window_1(small_graph):
     np.testing.assert_allclose(found, hard, rtol=0.1)
 
 
-def test_longer_window_learns_and_its_cut_keeps_what_was_not_visited():
+def test_longer_window_learns():
     graph = clustered_graph(2, 4, 0.1, [1], cluster="complete", seed=0)
     model = TransformerReasoner(8, 8, 16, 1, 2)
     pretrain(model, graph, PretrainConfig(300, 100, batch_size=32), context())
@@ -159,13 +159,16 @@ def test_longer_window_learns_and_its_cut_keeps_what_was_not_visited():
     assert (visits > 0).all()
     assert float((kernel - exact).abs().max()) < 0.1
     assert torch.equal(model.support, exact > 0)
-    fresh = TransformerReasoner(8, 8, 16, 1, 2)
 
-    class OnlyTwoStates(PathData):
-        def paths(self, step):
-            return torch.tensor([[0, 1, 0, 1]])
 
-    stage = PretrainStage(fresh, OnlyTwoStates(table, 1, 3, 1, 0), PretrainConfig(), 0.5, context())
-    stage.cut()
-    assert fresh.support[2:].all()  # rows without a context are left as they were
-    assert fresh.support[:2].sum(1).tolist() == [1, 1]
+def test_the_cut_of_a_longer_window_keeps_what_was_not_visited():
+    """640 states, and the 64 paths that decide the cut have two contexts each."""
+    graph = clustered_graph(20, 32, 0.02, seed=0)
+    model = TransformerReasoner(640, 2, 8, 1, 2)
+    pretrain(model, graph, PretrainConfig(1, 0, batch_size=1, threshold=0.5), context())
+    paths = PathData(StepTable.from_graph(graph), 1, 2, 1, 0)
+    visited = torch.cat([paths.paths(1 + i)[:, :-1] for i in range(64)]).unique()
+    assert 64 < len(visited) <= 128
+    left = torch.full((640,), 640)  # rows without a context are left as they were
+    left[visited] = 1
+    assert torch.equal(model.support.sum(1), left)

@@ -19,7 +19,6 @@ from mcot_torch.algorithms.rollouts import (
 )
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
-from mcot_torch.reasoners import reasoner as base
 
 
 def tensor(values):
@@ -135,9 +134,9 @@ def rows(model, states, x):
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
 @pytest.mark.parametrize(("kind", "window"), [("linear", 1), ("transformer", 1), ("transformer", 5)])
-def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
+def test_rollout_against_a_loop_over_samples(kind, window, short, list_when_shorter):
     """Random model and reference, KL penalty, both signs of advantage on the same step."""
-    monkeypatch.setattr(base, "_SHORT", short)
+    list_when_shorter(short)
     n, gamma, lam = 6, 0.8, 0.7
     draw = seeded(3)
     models = []
@@ -207,8 +206,8 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
 
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
-def test_one_step_rollout_against_a_loop(short, monkeypatch):
-    monkeypatch.setattr(base, "_SHORT", short)
+def test_one_step_rollout_against_a_loop(short, list_when_shorter):
+    list_when_shorter(short)
     n = 5
     draw = seeded(5)
     policy, reference = (table_of(torch.rand(n, n, generator=draw) + 0.1) for _ in range(2))
