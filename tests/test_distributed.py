@@ -1,7 +1,7 @@
 """Two ranks train one model: the real command line, with gloo on CPUs.
 
 `sitecustomize.py`, which every Python process of a test imports, makes each rank leave a copy of the models that it holds:
-a run folder has the first one's only.
+a run folder has the first one's only. It wraps the package's public calls, wherever their names are known.
 """
 
 import json
@@ -18,45 +18,47 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
+from mcot_torch import Context
+from mcot_torch.algorithms.pretrain import PretrainConfig, negative_log_likelihood, pretrain
 from mcot_torch.chains import hitting_time
 from mcot_torch.errors import InputError, NonFiniteError
-from mcot_torch.graphs import build_task
+from mcot_torch.graphs import GraphConfig, build_graph, build_task
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.runs import pipeline
 from mcot_torch.runs.config import Config, check, config_hash, differences
-from mcot_torch.runs.pipeline import pick_device
-from mcot_torch.sampling.datasets import CountData, count_batch
+from mcot_torch.runs.pipeline import pick_device, run
+from mcot_torch.sampling.walks import StepTable, walk_counts
 from mcot_torch.system import ranks as distributed
+from mcot_torch.system.randomness import generator
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context, fit, load_state
+from mcot_torch.training.loop import load_state
 
 ROOT = Path(__file__).parents[1]
 
 EACH_RANK = """\
 import os
 if "RANK" in os.environ and "DUMP" in os.environ:
+    import sys
+    from functools import wraps
     from pathlib import Path
-    from mcot_torch.algorithms import pretrain
-    from mcot_torch.reasoners import save_reasoner
-    from mcot_torch.runs.run_folder import RunFolder
-    import torch
-    keep, fit = RunFolder.keep, pretrain.fit
-    place = Path(os.environ["DUMP"]) / os.environ["RANK"]
+    import mcot_torch
 
-    def keep_all(self, name, model):
-        save_reasoner(model, place / name)
-        keep(self, name, model)
+    def watch(stage, train):
+        @wraps(train)
+        def call(*arguments, **named):
+            result = train(*arguments, **named)
+            model = result[0] if stage == "distill" else arguments[0]
+            model.save(Path(os.environ["DUMP"]) / os.environ["RANK"] / stage)
+            return result
 
-    def fit_and_tell(stage, data):
-        history = fit(stage, data)
-        if hasattr(data, "counts"):
-            place.mkdir(parents=True, exist_ok=True)
-            torch.save(torch.zeros(20, 20, dtype=torch.float64).scatter_add_(1, data.after, data.counts), place / "counts.pt")
-        return history
+        return call
 
-    RunFolder.keep, pretrain.fit = keep_all, fit_and_tell
+    for stage in ("pretrain", "ppo", "distill"):
+        train = getattr(mcot_torch, stage)
+        watched = watch(stage, train)
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "mcot_torch" and vars(module).get(stage) is train:
+                setattr(module, stage, watched)
 """
 
 TINY = """\
@@ -135,6 +137,34 @@ def noise_of_hitting_time(graph, task, transitions, path_length):
     return float(task.start @ h), float(np.sqrt((visits**2 * spread / seen[going]).sum()))
 
 
+def counts_of_ranks(graph, ranks):
+    """(N, N) counts of the steps that pretraining with the settings above samples: each rank its share of the walks."""
+    table, walks = StepTable.from_graph(graph), round(2_000_000 / 256)
+    counts = torch.zeros(graph.n_states, graph.n_states, dtype=torch.float64)
+    for r in range(ranks):
+        draw = generator(0, "pretrain", "counts", *(("rank", r) if ranks > 1 else ()))
+        own = walks * (r + 1) // ranks - walks * r // ranks
+        starts = torch.bincount(torch.randint(graph.n_states, (own,), generator=draw), minlength=graph.n_states)
+        counts.scatter_add_(1, table.successors, walk_counts(table, starts.double(), 256, draw))
+    return counts
+
+
+def descend(counts):
+    """(logits, support) of a table after Algorithm 1 on these counts: plain gradient descent at rate 5, as one loop."""
+    logits = torch.zeros(counts.shape, dtype=torch.float64, requires_grad=True)
+    support = torch.ones(counts.shape, dtype=torch.bool)
+    for step in range(301):
+        log_p = logits.masked_fill(~support, -torch.inf).log_softmax(-1)
+        if step in (200, 300):
+            support &= log_p.detach().exp() >= 0.35 * 0.02
+            log_p = logits.masked_fill(~support, -torch.inf).log_softmax(-1)
+        if step < 300:
+            (slope,) = torch.autograd.grad(negative_log_likelihood(log_p, counts), logits)
+            with torch.no_grad():
+                logits -= 5.0 * slope
+    return logits.detach(), support
+
+
 # ---- the whole of it --------------------------------------------------------------------------------------------
 
 
@@ -153,20 +183,24 @@ def test_two_ranks_through_the_command_line(start, tmp_path):
     assert_equal(first, second)
     assert_equal(first, models(run))
 
-    counts = torch.load(tmp_path / "dump" / "0" / "counts.pt")
-    assert torch.equal(counts, torch.load(tmp_path / "dump" / "1" / "counts.pt"))
-    assert int(counts.sum()) == round(2_000_000 / 256) * 256
     graph = MetastableGraph.load(run / "graph.npz")
-    alone = LinearReasoner(graph.n_states)
-    config = PretrainConfig(200, 100, optimizer="gd", learning_rate=5.0)
-    data = object.__new__(CountData)
-    data.batch = count_batch(counts, dtype=torch.float64)
-    data.steps = 300
-    around = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
-    fit(PretrainStage(alone, data, config, 0.35 * 0.02, around), data)
-    assert torch.equal(alone.support.mask, first["pretrain"]["support"])
+    counts = counts_of_ranks(graph, 2)
+    assert int(counts.sum()) == round(2_000_000 / 256) * 256
+    logits, support = descend(counts)
+    assert torch.equal(support, first["pretrain"]["support"])
     # the same sums in another order, through 300 steps of a contraction
-    assert torch.allclose(alone.logits, first["pretrain"]["logits"], rtol=0, atol=1e-10)
+    assert torch.allclose(logits, first["pretrain"]["logits"], rtol=0, atol=1e-10)
+
+
+def test_one_process_descends_the_likelihood_of_its_counts():
+    """What two ranks are compared with above is what one process does."""
+    graph = build_graph(GraphConfig(n_clusters=4, cluster_size=5, epsilon=0.02))
+    alone = LinearReasoner(graph.n_states)
+    config = PretrainConfig(200, 100, optimizer="gd", learning_rate=5.0, transitions=2_000_000)
+    pretrain(alone, graph, config, Context(trainer=TrainerConfig(accelerator="cpu", progress=False)))
+    logits, support = descend(counts_of_ranks(graph, 1))
+    assert torch.equal(alone.support, support)
+    assert torch.allclose(alone.logits, logits, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
@@ -182,7 +216,7 @@ def test_hitting_time_is_that_of_one_process_up_to_sampling_noise(start, tmp_pat
     for name in ("one", "two"):
         models_there = json.loads((tmp_path / name / "evaluation.json").read_text())["models"]
         time_of[name] = models_there["pretrained"]["hitting_time_exact"]
-    counts = torch.load(tmp_path / "dump" / "0" / "counts.pt").numpy()
+    counts = counts_of_ranks(graph, 2).numpy()
     empirical = hitting_time(counts / counts.sum(1, keepdims=True), task.start, task.target)
     assert time_of["two"] == pytest.approx(empirical, abs=noise / 20)  # converged: what follows is about sampling
     assert abs(time_of["one"] - exact) < 5 * noise
@@ -339,10 +373,11 @@ def test_srun_starts_the_ranks(start, tmp_path):
 
 @pytest.mark.parametrize(("n", "world"), [(7, 3), (2, 5), (0, 2), (64, 1), (10, 10)])
 def test_shares_are_a_partition(n, world, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
     parts, names = [], set()
     for r in range(world):
-        monkeypatch.setattr(distributed, "rank", lambda r=r: r)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda r=r: r)
         parts.append(list(range(n))[distributed.own_rows(n)])
         assert distributed.share(n) == len(parts[-1])
         names.add(distributed.stream())
@@ -360,20 +395,18 @@ def test_one_process_is_left_alone():
     assert distributed.from_first(lambda: 5) == 5
 
 
-def test_first_bad_step_is_remembered(tmp_path, small_graph):
+def test_first_bad_step_is_remembered(tmp_path, unwatched_steps):
     """What a GPU's steps note without a look, the next look tells."""
-    around = Context(0, tmp_path, TrainerConfig(accelerator="cpu", progress=False))
-    stage = PretrainStage(LinearReasoner(32), None, PretrainConfig(), 0.01, around)
+    steps = unwatched_steps(Context(0, tmp_path, TrainerConfig(accelerator="cpu", progress=False)))
     for step, loss, norm in ((3, 2.0, 1.0), (4, 1.5, float("inf")), (5, 1.0, 1.0), (6, float("nan"), 1.0)):
-        stage.step = step
-        stage._note_if_not_finite(torch.tensor(loss), torch.tensor(norm, dtype=torch.float64))
+        steps.note(step, loss, norm)
         if step == 3:
-            stage.check_finite()
+            steps.look()
     with pytest.raises(
         NonFiniteError, match=r"^pretrain: loss 1\.5 with gradient norm inf at step 4; the last good state"
     ):
-        stage.save()
-    assert not stage.state_path.exists()
+        steps.save()
+    assert not (tmp_path / "state.safetensors").exists()
 
 
 def configured(**settings):
@@ -426,13 +459,14 @@ def test_srun_says_which_gpu_is_whose_before_one_is_picked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     picked = []
 
-    def checked(*arguments):
-        picked.append(arguments[-1])
+    def properties(device):
+        """Asked for the memory of the GPU before anything is put there."""
+        picked.append(device)
         raise InputError("far enough")
 
-    monkeypatch.setattr(pipeline, "check_memory", checked)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     with pytest.raises(InputError, match="far enough"):
-        pipeline.run(configured(trainer__devices=2, trainer__accelerator="cuda"), [])
+        run(configured(trainer__devices=2, trainer__accelerator="cuda"), [])
     assert picked == [torch.device("cuda", 1)]
 
 

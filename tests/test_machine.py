@@ -8,12 +8,12 @@ import warnings
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.system.machine import compiled
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 FAULTS = """\
 import resource, torch

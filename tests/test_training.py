@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 
-from mcot_torch.algorithms.ppo import PPOConfig, PPOStage, ppo
+from mcot_torch import Context
+from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.errors import NonFiniteError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context, cosine, load_state, save_state
+from mcot_torch.training.loop import cosine, load_state, save_state
 
 
 class Stop(Exception):
@@ -219,20 +220,18 @@ def test_non_finite_loss_names_stage_and_step(folder, small_graph, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_non_finite_gradient_in_ppo(small_graph, monkeypatch):
+def test_non_finite_gradient_in_ppo(small_graph, rollouts):
     """Poisoned after the rollout of the third round, between two minibatches."""
     model, scales = table(small_graph), Scales.of(small_graph, 0.06)
     prm = PRM(32, torch.from_numpy(small_graph.sparse_edges))
-    rollout = PPOStage.rollout
 
-    def poisoned(self, draw):
-        sampled = rollout(self, draw)
-        if self.step == 2:
-            sampled.gain[5, 0, 5] = math.nan
-            sampled.counts[5, 0, 5] = 1
-        return sampled
+    def poison(number, rollout):
+        if number == 2:
+            rollout.gain[5, 0, 5] = math.nan
+            rollout.counts[5, 0, 5] = 1
+        return rollout
 
-    monkeypatch.setattr(PPOStage, "rollout", poisoned)
+    rollouts.change = poison
     config = PPOConfig(rounds=5, transitions=500, log_every=1)
     lines = []
     with pytest.raises(NonFiniteError, match=r"^ppo: loss nan .* at step 2; no state was kept; .*ppo.learning_rate$"):

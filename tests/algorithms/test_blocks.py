@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, sparse_kernel, step_table
-from mcot_torch.system import blocks as block_sizes
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 GRAPH = clustered_graph(4, 8, 0.02, seed=3)
 SCALES = Scales.of(GRAPH, 0.08)
@@ -36,7 +35,7 @@ def trained(kind, stage, **options):
             steps=6, steps_after_cut=6, threshold=0.01, transitions=20_000, path_length=20, log_every=4, **options
         )
         return model, pretrain(model, GRAPH, config, context)
-    model.support.set(torch.from_numpy(GRAPH.kernel() > 0))
+    model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
     config = PPOConfig(rounds=2, epochs=3, transitions=4000, learning_rate=0.01, log_every=1, **options)
     return model, ppo(model, PRM_, SCALES, config, context)
 
@@ -53,15 +52,15 @@ CASES = [
 
 @pytest.mark.parametrize("kind", ["linear", "transformer", "window 4"])
 @pytest.mark.parametrize(("stage", "options"), CASES, ids=str)
-def test_a_stage_in_blocks(kind, stage, options, monkeypatch):
+def test_a_stage_in_blocks(kind, stage, options, monkeypatch, hold_at_once):
     whole, history = trained(kind, stage, **options)
     forward, sizes = type(whole).forward, []
-    monkeypatch.setattr(block_sizes, "_CPU_PREDICTIONS", 5 * 32 * whole.window)
+    hold_at_once(5 * 32 * whole.window)
     monkeypatch.setattr(type(whole), "forward", lambda self, x, *a: (sizes.append(len(x)), forward(self, x, *a))[1])
     model, again = trained(kind, stage, **options)
     if kind != "window 4" and "gamma" not in options:  # walks with history, and values, take all contexts at once
         assert max(sizes) == 5
-    assert torch.equal(model.support.mask, whole.support.mask)
+    assert torch.equal(model.support, whole.support)
     for part, expected in zip(model.parameters(), whole.parameters(), strict=True):
         np.testing.assert_allclose(part.detach(), expected.detach(), rtol=1e-6, atol=1e-9)
     assert len(again) == len(history)
@@ -70,19 +69,19 @@ def test_a_stage_in_blocks(kind, stage, options, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", [None, guidance(PRM_, SCALES)])
-def test_a_kernel_in_blocks(policy, monkeypatch):
+def test_a_kernel_in_blocks(policy, hold_at_once):
     model = reasoner("transformer")
     with torch.no_grad():
         model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
-    model.support.set(torch.from_numpy(GRAPH.kernel() > 0))
+    model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
     whole, probed = model.kernel(policy=policy), make_probe(GRAPH)(model)
-    monkeypatch.setattr(block_sizes, "_CPU_PREDICTIONS", 5 * 32)
+    hold_at_once(5 * 32)
     blocks = list(model.kernel_rows(policy=policy))
     assert [len(states) for states, _ in blocks] == [5, 5, 5, 5, 5, 5, 2]
     np.testing.assert_allclose(model.kernel(policy=policy), whole, rtol=1e-12)
-    sparse = sparse_kernel(model, policy)
+    sparse = model.to_scipy(policy)
     assert sparse.nnz == GRAPH.n_edges
     np.testing.assert_allclose(sparse.toarray(), whole, rtol=1e-12)
-    table = step_table(model, policy)
+    table = model.table(policy)
     np.testing.assert_allclose(table.to_edges(table.probabilities), whole, rtol=1e-12)
     assert make_probe(GRAPH)(model) == pytest.approx(probed, rel=1e-10)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch import chains
+from mcot_torch import Context, chains
 from mcot_torch.algorithms.distill import DistillConfig, distill, label_states, lift, record_counts
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.errors import InputError
@@ -16,7 +16,6 @@ from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner, save_reasoner
 from mcot_torch.sampling.datasets import PairCounts
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 
 def context(seed=0, folder=None, report=None):

@@ -7,10 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-import mcot_torch.algorithms.ppo as ppo_module
+from mcot_torch import Context
 from mcot_torch.algorithms.ppo import (
     PPOConfig,
-    PPOStage,
     clipped_surrogate,
     entropy,
     kl_divergence,
@@ -20,17 +19,24 @@ from mcot_torch.algorithms.ppo import (
 )
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.rollouts import Rollout
+from mcot_torch.algorithms.rollouts import Rollout, gae_rollout, kl_weight
+from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context, Stage
+from mcot_torch.training.loop import load_state, save_state
 
 
 def context(seed=0, probe=None):
     return Context(seed, None, TrainerConfig(accelerator="cpu", progress=False), probe)
+
+
+def around(folder, report=None):
+    """A context that saves after every step."""
+    trainer = TrainerConfig(accelerator="cpu", progress=False, save_every=0.0)
+    return Context(0, folder, trainer, report=report)
 
 
 def tensor(values):
@@ -218,7 +224,7 @@ def fitted_transformer(graph, window=1):
     model = TransformerReasoner(graph.n_states, window, 32, 1, 2)
     model.reset_parameters(torch.Generator().manual_seed(0))
     states, _, counts = count_batch(torch.from_numpy(graph.kernel()))
-    model.support.set(torch.from_numpy(graph.kernel() > 0))
+    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
     for step in range(400):
         for group in optimizer.param_groups:
@@ -274,10 +280,7 @@ def test_a_missed_edge_stays_where_it_was(graph, exact_reasoner):
 # ---- the details that others got wrong ------------------------------------------------------------------------------
 
 
-def make_stage(model, graph, config, seed=0, **task):
-    stage = PPOStage(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context(seed), **task)
-    stage.total = config.rounds
-    return stage
+STILL = 1e-30  # a learning rate that moves no weight
 
 
 def spread_out(model, seed=0, scale=0.3):
@@ -290,22 +293,15 @@ def spread_out(model, seed=0, scale=0.3):
 
 @pytest.mark.parametrize("minibatches", [1, 3])
 @pytest.mark.parametrize("kind", ["linear", "transformer", "window 4"])
-def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_reasoner, monkeypatch):
+def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_reasoner, surrogates):
     if kind == "linear":
         model = exact_reasoner(graph)
     else:
         model = spread_out(TransformerReasoner(32, 4 if kind == "window 4" else 1, 16, 1, 2))
-        model.support.set(torch.from_numpy(graph.kernel() > 0))  # with the cut
-    ratios = []
-
-    def record(log_p, old, rollout, clip):
-        taken = rollout.counts > 0
-        ratios.append((log_p - old)[taken].detach().exp())
-        return surrogate_of_rollout(log_p, old, rollout, clip)
-
-    monkeypatch.setattr(ppo_module, "surrogate_of_rollout", record)
+        model.support.copy_(torch.from_numpy(graph.kernel() > 0))  # with the cut
     config = PPOConfig(rounds=3, epochs=2, minibatches=minibatches, transitions=4000, learning_rate=0.01)
     ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    ratios = [(log_p - old)[rollout.counts > 0].exp() for log_p, old, rollout in surrogates]
     assert len(ratios) == 3 * 2 * minibatches
     for first in ratios[:: 2 * minibatches]:
         # batches of other sizes may round float32 differently: some units in the last place
@@ -313,103 +309,98 @@ def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_rea
     assert max(float((r - 1).abs().max()) for r in ratios[minibatches : 2 * minibatches]) > 1e-3
 
 
-def test_minibatches_are_reshuffled_and_cover_the_rollout(graph, exact_reasoner, monkeypatch):
-    seen = []
-
-    def record(self, rollout, old, rows, rate):
-        seen.append(rollout.states[rows, 0].tolist())
-        return False
-
-    monkeypatch.setattr(PPOStage, "_improve", record)
+def test_minibatches_are_reshuffled_and_cover_the_rollout(graph, exact_reasoner, surrogates):
     config = PPOConfig(rounds=1, epochs=3, minibatches=4, transitions=4000)
     ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    seen = [rollout.states[:, 0].tolist() for _, _, rollout in surrogates]
+    assert len(seen) == 12
     passes = [[x for part in seen[i : i + 4] for x in part] for i in (0, 4, 8)]
     assert all(sorted(p) == list(range(32)) for p in passes)
     assert len({tuple(p) for p in passes}) == 3
 
 
-def test_minibatch_losses_are_normalised_by_the_whole_rollout(graph, exact_reasoner, monkeypatch):
+def test_minibatch_losses_are_normalised_by_the_whole_rollout(graph, exact_reasoner, descents):
     """At ratio 1 the mean gradient over the minibatches is the gradient over the rollout."""
     gradients = {}
     for minibatches in (1, 4):
+        descents.clear()
         model = spread_out(exact_reasoner(graph))
-        collected = gradients.setdefault(minibatches, [])
-
-        def collect(self, losses, rate, clip_norm=None, collected=collected):
-            collected.append(torch.autograd.grad(sum(losses), self.reasoner.logits)[0])
-
-        monkeypatch.setattr(Stage, "update", collect)
-        config = PPOConfig(rounds=1, epochs=1, minibatches=minibatches, transitions=4000, entropy_coefficient=0.1)
+        config = PPOConfig(
+            rounds=1, epochs=1, minibatches=minibatches, transitions=4000, entropy_coefficient=0.1, learning_rate=STILL
+        )
         ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-        assert len(collected) == minibatches
+        assert len(descents) == minibatches
+        gradients[minibatches] = [step.gradients[0] for step in descents]
     mean = torch.stack(gradients[4]).mean(0)
     assert float(mean.abs().max()) > 1e-4
     np.testing.assert_allclose(mean, gradients[1][0], atol=1e-12)
 
 
-def test_the_loss_is_a_mean_over_samples(graph, exact_reasoner, monkeypatch):
+def test_the_loss_is_a_mean_over_samples(graph, exact_reasoner, descents, rollouts):
     """At ratio 1 the gradient of −(1/n) Σ a_xy p_xy/p_old,xy in the logits of row x is −(a_x − p_x Σ_y a_xy) / n."""
-    gradients, model = [], spread_out(exact_reasoner(graph))
-    monkeypatch.setattr(
-        Stage,
-        "update",
-        lambda self, losses, rate: gradients.append(torch.autograd.grad(sum(losses), self.reasoner.logits)[0]),
-    )
-    stage = make_stage(model, graph, PPOConfig(transitions=4000))
-    with torch.no_grad():
-        rollout = stage.rollout(torch.Generator().manual_seed(0))
-        old = model.log_probs(rollout.states)
-    assert stage._improve(rollout, old, torch.arange(32), 0.1) is False
+    model = spread_out(exact_reasoner(graph))
+    config = PPOConfig(rounds=1, epochs=1, transitions=4000, learning_rate=STILL)
+    ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    ((rollout,), (step,)) = rollouts, descents
     a, p = (rollout.gain - rollout.loss)[:, 0].numpy(), model.kernel().numpy()
     expected = -(a - p * a.sum(1, keepdims=True)) / rollout.n_samples
     assert np.abs(expected).max() > 1e-4
-    np.testing.assert_allclose(gradients[0], expected, atol=1e-12)
+    np.testing.assert_allclose(step.gradients[0], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("limit", "updates"), [(1e-9, 1), (None, 6), (1e9, 6)])
-def test_target_kl_stops_before_the_step(limit, updates, graph, exact_reasoner, monkeypatch):
-    count = []
-    original = Stage.update
-    monkeypatch.setattr(Stage, "update", lambda self, *a, **k: (count.append(1), original(self, *a, **k)))
+def test_target_kl_stops_before_the_step(limit, updates, graph, exact_reasoner, descents):
     config = PPOConfig(rounds=2, epochs=6, transitions=4000, learning_rate=0.01, target_kl=limit)
     ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-    assert len(count) == 2 * updates
+    assert len(descents) == 2 * updates
 
 
-def test_a_round_ends_where_the_kl_limit_says_so(graph, exact_reasoner, monkeypatch):
-    calls = []
+def test_a_round_ends_where_the_kl_limit_says_so(graph, exact_reasoner, descents, rollouts, surrogates):
+    """A row of the third minibatch is moved too far: the round ends there, later passes included, and the next one runs."""
 
-    def third_stops(self, *arguments):
-        calls.append(self.step)
-        return calls.count(self.step) == 3
+    def train(rounds):
+        descents.clear()
+        rollouts.clear()
+        config = PPOConfig(rounds=rounds, epochs=3, minibatches=5, transitions=4000, learning_rate=1e-6, target_kl=0.01)
+        ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
 
-    monkeypatch.setattr(PPOStage, "_improve", third_stops)
-    config = PPOConfig(rounds=2, epochs=3, minibatches=5, transitions=4000)
-    ppo(exact_reasoner(graph), true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-    assert calls == [0, 0, 0, 1, 1, 1]
+    train(1)
+    rows = [set(rollout.states[:, 0].tolist()) for _, _, rollout in surrogates]  # which minibatches the first round has
+    assert len(rows) == 15
+    row, taken = min(rows[2] - rows[5] - rows[6]), []  # the first two of the next pass lie below the limit
+
+    def too_far(number, weights):
+        taken.append(len(rollouts) - 1)
+        if number == 1:
+            weights[0][row] += torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    descents.then = too_far
+    train(2)
+    assert taken == [0] * 2 + [1] * 15
 
 
 @pytest.mark.parametrize("kind", ["linear", "transformer"])
 def test_entropy_bonus_with_forbidden_steps(kind, graph, exact_reasoner):
     """It trains, and a large bonus ends near the uniform law over each row's support."""
     model = exact_reasoner(graph) if kind == "linear" else TransformerReasoner(32, 1, 32, 1, 2)
-    model.support.set(torch.from_numpy(graph.kernel() > 0))
+    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
     rate = 0.05 if kind == "linear" else 0.01
     config = PPOConfig(rounds=20, transitions=4000, learning_rate=rate, entropy_coefficient=100.0)
     history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-    uniform = model.support.mask / model.support.mask.sum(1, keepdim=True)
+    uniform = model.support / model.support.sum(1, keepdim=True)
     assert row_tv(model.kernel(), uniform).max() < 0.15
     assert all(math.isfinite(value) for line in history for value in line.values())
 
 
-def test_metrics_against_loops(graph, exact_reasoner):
-    stage = make_stage(exact_reasoner(graph), graph, PPOConfig(transitions=2000))
-    with torch.no_grad():
-        rollout = stage.rollout(torch.Generator().manual_seed(1))
-        old = stage.reasoner.log_probs(rollout.states)
-        spread_out(stage.reasoner, 2)
-        metrics = stage._measure(rollout, old, 0.5)
-    p, q, n = old[:, 0].exp().numpy(), stage.reasoner.kernel().numpy(), rollout.counts[:, 0].numpy()
+def test_metrics_against_loops(graph, exact_reasoner, descents, rollouts):
+    """Of a round whose one step is taken by the test."""
+    model = exact_reasoner(graph)
+    p = model.kernel().numpy()
+    elsewhere = spread_out(exact_reasoner(graph), 2)
+    descents.then = lambda number, weights: weights[0].copy_(elsewhere.logits)
+    config = PPOConfig(rounds=1, epochs=1, transitions=2000, learning_rate=0.5)
+    (metrics,) = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    q, n = model.kernel().numpy(), rollouts[0].counts[:, 0].numpy()
     kl = clip = h = 0.0
     for x in range(32):
         for y in range(32):
@@ -427,12 +418,20 @@ def test_metrics_against_loops(graph, exact_reasoner):
     assert metrics["mean_reward"] == pytest.approx(hard / n.sum(), rel=1e-10)
 
 
-def test_the_reference_is_what_the_reasoner_was(graph, exact_reasoner):
+def test_the_reference_is_what_the_reasoner_was(graph, exact_reasoner, descents, tmp_path):
+    """A copy, which stays behind as the reasoner moves, and which no optimiser has."""
     model = exact_reasoner(graph)
-    stage = make_stage(model, graph, PPOConfig())
-    spread_out(model)
-    np.testing.assert_allclose(stage.reference.kernel(), graph.kernel(), rtol=1e-12)
-    assert not any(p.requires_grad for p in stage.reference.parameters())
+    config = PPOConfig(rounds=3, epochs=2, transitions=2000, log_every=1)
+    descents.then = lambda number, weights: spread_out(model)
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, around(tmp_path))
+    moved = row_tv(model.kernel(), graph.kernel()).max()
+    assert moved > 0.1
+    assert history[-1]["tv_to_pretrained_max"] == pytest.approx(moved, rel=1e-10)
+    kept = exact_reasoner(graph)
+    tensors, _ = load_state(tmp_path / "state.safetensors")
+    kept.load_state_dict({key: tensors[f"extra.reference.{key}"] for key in kept.state_dict()})
+    np.testing.assert_allclose(kept.kernel(), graph.kernel(), rtol=1e-12)
+    assert all(len(step.parameters) == 1 and step.parameters[0] is model.logits for step in descents)
 
 
 @pytest.mark.parametrize(("weight", "gamma"), [(0.5, 0.0), (2.0, 0.0), (0.5, 0.5)])
@@ -459,31 +458,69 @@ def test_two_armed_bandit(kind, weight, gamma):
     assert history[-1]["tv_to_optimum_max"] < 0.01
 
 
-def test_saved_pieces_go_back_into_a_fresh_stage(graph, exact_reasoner):
-    config = PPOConfig(gamma=0.5, transitions=64, path_length=8)
-    stage, fresh = (make_stage(exact_reasoner(graph), graph, config) for _ in range(2))
-    fresh.load_extra_state(stage.extra_state())
-    assert fresh.walkers is None
-    stage.rollout(torch.Generator().manual_seed(0))
-    stage.env_steps = 77
-    spread_out(stage.reference, 5)
-    saved = {key: value.clone() for key, value in stage.extra_state().items()}
-    fresh.load_extra_state(saved)
-    assert len(fresh.walkers) == 8
-    assert torch.equal(fresh.walkers, stage.walkers)
-    assert float(stage.values.abs().max()) > 0
-    assert torch.equal(fresh.values, stage.values)
-    assert fresh.env_steps == 77
-    np.testing.assert_array_equal(fresh.reference.kernel(), stage.reference.kernel())
+def test_saved_pieces_go_back_into_a_fresh_stage(graph, exact_reasoner, rollouts, tmp_path):
+    """Eight walkers that take a step a round: the rollout of a round tells where they stood."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        if line["step"] == 3:
+            raise Stop
+
+    def run(place, reference, report=None, gamma=0.5):
+        model = exact_reasoner(graph)
+        config = PPOConfig(rounds=4, gamma=gamma, transitions=8, path_length=1, log_every=1)
+        where = around(place, report)
+        history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, where, reference=reference)
+        return model, history
+
+    other = spread_out(exact_reasoner(graph), 5)  # a reference that the reasoner never was
+    whole, history = run(tmp_path / "whole", other)
+    with pytest.raises(Stop):
+        run(tmp_path, other, stop)
+    path = tmp_path / "state.safetensors"
+    tensors, meta = load_state(path)
+    assert meta["step"] == 2
+    assert len(tensors["extra.walkers"]) == 8
+    assert float(tensors["extra.values"].abs().max()) > 0
+    assert int(tensors["extra.env_steps"]) == 16
+
+    def resumed(**changed):
+        save_state(path, {**tensors, **{f"extra.{key}": value for key, value in changed.items()}}, meta)
+        rollouts.clear()
+        return run(tmp_path, None)
+
+    def stood():
+        return rollouts[0].counts.sum((1, 2)).tolist()
+
+    model, again = resumed()  # without that reference: the saved one counts
+    assert stood() == torch.bincount(tensors["extra.walkers"], minlength=32).tolist()
+    assert again == history
+    assert torch.equal(model.logits, whole.logits)
+    ends = [load_state(place / "state.safetensors")[0] for place in (tmp_path, tmp_path / "whole")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    np.testing.assert_array_equal(ends[0]["extra.reference.logits"], other.logits.detach())
+
+    assert resumed(env_steps=torch.tensor(77))[1][-1]["env_steps"] == 77 + 16
     for state in (0, 31):
-        fresh.load_extra_state({**saved, "walkers": torch.full((8,), state)})
-        assert fresh.walkers.tolist() == [state] * 8
+        resumed(walkers=torch.full((8,), state))
+        assert stood() == [8 * (x == state) for x in range(32)]
     for state in (-1, 32):
-        with pytest.raises(ValueError, match=r"walker outside the states 0 \.\. 31"):
-            fresh.load_extra_state({**saved, "walkers": torch.full((8,), state)})
+        with pytest.raises(InputError, match=r"walker outside the states 0 \.\. 31"):
+            resumed(walkers=torch.full((8,), state))
     for values in (torch.zeros(31, dtype=torch.float64), torch.zeros(32)):
-        with pytest.raises(ValueError, match="values of states, and there are 32"):
-            fresh.load_extra_state({**saved, "values": values})
+        with pytest.raises(InputError, match="values of states, and there are 32"):
+            resumed(values=values)
+
+    lone = {key: value for key, value in tensors.items() if key != "extra.walkers"}  # as before the first round
+    save_state(path, lone, meta)
+    rollouts.clear()
+    assert len(run(tmp_path, None)[1]) == 4
+    assert sum(stood()) == 8
+    run(tmp_path / "one step", None, gamma=0.0)
+    assert "extra.walkers" not in load_state(tmp_path / "one step" / "state.safetensors")[0]
 
 
 # ---- the exact policy gradient --------------------------------------------------------------------------------------
@@ -507,24 +544,29 @@ def sampled_gradients(model, roll, parameter, n_rollouts):
     """(R, ...) gradients at ratio 1 of the clipped surrogate of R rollouts, summed over their samples."""
     gradients = []
     for number in range(n_rollouts):
-        rollout = roll(torch.Generator().manual_seed(number))
         with torch.no_grad():
+            rollout = roll(torch.Generator().manual_seed(number))
             old = model.log_probs(rollout.states)
         objective = surrogate_of_rollout(model.log_probs(rollout.states), old, rollout, 0.2)
         gradients.append(torch.autograd.grad(objective, parameter)[0].double().numpy())
     return np.stack(gradients)
 
 
-def test_sampled_gradient_of_one_step_is_the_exact_one(exact_reasoner):
+def test_sampled_gradient_of_one_step_is_the_exact_one(exact_reasoner, descents, rollouts):
     """gamma = 0: the gradient of Σ_t Σ_x P(X_t = x) Σ_y p(y|x) (r − λ log p/p_ref), differentiated as it stands."""
     graph = clustered_graph(3, 3, 0.1, shape="ring", cluster="complete", seed=0)
     reference, model = exact_reasoner(graph), exact_reasoner(graph)
     with torch.no_grad():  # away from the reference, so that the penalty has a gradient
         model.logits += 0.5 * torch.randn(9, 9, generator=torch.Generator().manual_seed(9), dtype=model.logits.dtype)
     weight, steps = 0.5, 8
-    config = PPOConfig(kl_coefficient=weight, transitions=9 * 40 * steps, path_length=steps)
-    stage = PPOStage(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), reference=reference)
-    sampled = sampled_gradients(model, stage.rollout, model.logits, 600)
+    config = PPOConfig(
+        kl_coefficient=weight, transitions=9 * 40 * steps, path_length=steps, rounds=600, epochs=1, log_every=600,
+        learning_rate=STILL,
+    )  # fmt: skip
+    ppo(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), reference=reference)
+    assert len(descents) == len(rollouts) == 600
+    pairs = zip(descents, rollouts, strict=True)
+    sampled = np.stack([-step.gradients[0].numpy() * rollout.n_samples for step, rollout in pairs])
 
     kernel, allowed = model.kernel().numpy(), graph.kernel() > 0
     occupied = 40 * sum(np.ones(9) @ np.linalg.matrix_power(kernel, t) for t in range(steps))  # (N,) visits expected
@@ -557,10 +599,6 @@ def test_sampled_gradient_of_outcomes_is_the_exact_one(exact_reasoner):
         reward="outcome", kl_coefficient=weight, gamma=gamma, gae_lambda=1.0, transitions=walks * steps,
         path_length=steps,
     )  # fmt: skip
-    stage = PPOStage(
-        model, true_prm(graph), Scales.of(graph, 0.2), config, context(), start, target, reference=reference
-    )
-
     kernel, out = model.kernel().numpy(), target.numpy()
     allowed = kernel > 0
     ratio = np.log(np.where(allowed, kernel, 1.0) / np.where(allowed, graph.kernel(), 1.0))
@@ -573,9 +611,13 @@ def test_sampled_gradient_of_outcomes_is_the_exact_one(exact_reasoner):
         before = before @ kernel * ~out
     exact = occupied[:, None] * kernel * advantage
 
+    def weight_of(states, log_ref):
+        return kl_weight(log_ref, torch.zeros_like(log_ref, dtype=torch.bool), Scales.of(graph, 0.2), config)
+
     def roll(draw):
-        stage.values, stage.walkers = torch.from_numpy(value), None
-        return stage.rollout(draw)
+        walkers = torch.multinomial(start, walks, replacement=True, generator=draw)
+        paid_out, values = target.double().expand(9, -1), torch.from_numpy(value)
+        return gae_rollout(model, reference, paid_out, target, values, walkers, weight_of, config, draw)[0]
 
     sampled = sampled_gradients(model, roll, model.logits, 600)
     free = allowed & (np.cumsum(allowed, 1) > 1) & (occupied > 10)[:, None]
@@ -639,22 +681,30 @@ def test_outcome_reward_on_a_ring_approaches_the_soft_optimum(exact_reasoner):
     assert all(line["tv_to_optimum_max"] >= 0 for line in history)
 
 
-def test_outcome_rollouts_go_on_where_the_walkers_stood(exact_reasoner):
-    """On a cycle of five with X_in = 0 and X_out = 4: arrived walkers start anew, the others go on."""
+def test_outcome_rollouts_go_on_where_the_walkers_stood(exact_reasoner, rollouts, tmp_path):
+    """On a cycle of five with X_in = 0 and X_out = 4: arrived walkers start anew, the others go on.
+
+    The state of each round tells where they stand; whatever is learned, a state has one step.
+    """
     model = LinearReasoner(5)
-    model.support.set(torch.roll(torch.eye(5), 1, dims=1).bool())
+    model.support.copy_(torch.roll(torch.eye(5), 1, dims=1).bool())
     start, target = tensor([1, 0, 0, 0, 0]), torch.tensor([False, False, False, False, True])
-    config = PPOConfig(reward="outcome", gamma=0.9, transitions=9, path_length=3)
-    stage = PPOStage(model, PRM(5, torch.empty(0, 2)), Scales(1, 5, 0.1, 0.2), config, context(), start, target)
-    draw = torch.Generator().manual_seed(0)
-    rollout = stage.rollout(draw)
-    assert stage.walkers.tolist() == [3, 3, 3]
-    assert rollout.n_samples == 9
-    rollout = stage.rollout(draw)
-    assert stage.walkers.tolist() == [4, 4, 4]
-    assert rollout.n_samples == 3  # 3 -> 4 only; what was walked behind X_out does not count
-    assert rollout.mean_reward == 1.0
-    rollout = stage.rollout(draw)
-    assert stage.walkers.tolist() == [3, 3, 3]
-    assert rollout.counts[:, 0].diagonal(1).tolist() == [3, 3, 3, 0]
-    assert float(stage.values[3]) == pytest.approx(1.0)
+    config = PPOConfig(reward="outcome", gamma=0.9, rounds=3, transitions=9, path_length=3, log_every=1)
+    states = []
+
+    def look(number=None, rollout=None):
+        """The state that the round before left, as the next one has sampled."""
+        if number != 0:
+            states.append(load_state(tmp_path / "state.safetensors")[0])
+        return rollout
+
+    rollouts.change = look
+    ppo(model, PRM(5, torch.empty(0, 2)), Scales(1, 5, 0.1, 0.2), config, around(tmp_path), start, target)
+    look()
+    assert [x["extra.walkers"].tolist() for x in states] == [[3, 3, 3], [4, 4, 4], [3, 3, 3]]
+    assert rollouts[0].n_samples == 9
+    assert rollouts[1].n_samples == 3  # 3 -> 4 only; what was walked behind X_out does not count
+    assert rollouts[1].mean_reward == 1.0
+    assert rollouts[2].counts[:, 0].diagonal(1).tolist() == [3, 3, 3, 0]
+    assert [int(x["extra.env_steps"]) for x in states] == [9, 12, 21]
+    assert float(states[2]["extra.values"][3]) == pytest.approx(1.0)

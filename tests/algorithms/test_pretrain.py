@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood, pretrain
+from mcot_torch import Context
+from mcot_torch.algorithms.pretrain import PretrainConfig, negative_log_likelihood, pretrain
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.sampling.datasets import CountData, PathData, count_batch
 from mcot_torch.sampling.walks import StepTable, walk_paths
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 
 def context(seed=0, probe=None):
@@ -76,7 +76,7 @@ def test_reaches_the_kernel_on_its_exact_support(optimizer, data):
     config = PretrainConfig(400, 300, data=data, optimizer=optimizer, log_every=100)
     history = pretrain(model, graph, config, context())
     exact = graph.kernel()
-    assert np.array_equal(model.support.mask.numpy(), exact > 0)
+    assert np.array_equal(model.support.numpy(), exact > 0)
     error = np.abs(model.kernel().numpy() - exact)
     assert error.max() < 6 * math.sqrt(0.25 / (1e9 / 32)) + (1e-6 if optimizer == "gd" else 1e-3)
     assert [line["step"] for line in history] == list(range(100, 701, 100))
@@ -119,14 +119,14 @@ def test_threshold(threshold, expected, small_graph):
     pretrain(model, small_graph, PretrainConfig(500, 100, threshold=threshold), context())
     kernel = small_graph.kernel()
     wanted = {"all": kernel > 0, "dense": kernel >= 0.03, "everything": kernel >= 0}[expected]
-    assert np.array_equal(model.support.mask.numpy(), wanted)
+    assert np.array_equal(model.support.numpy(), wanted)
 
 
 def test_the_cut_comes_after_t1_steps(small_graph):
     sizes = {}
 
     def probe(reasoner):
-        return {"support": int(reasoner.support.mask.sum())}
+        return {"support": int(reasoner.support.sum())}
 
     model = LinearReasoner(32)
     history = pretrain(model, small_graph, PretrainConfig(300, 3, log_every=1), context(probe=probe))
@@ -135,21 +135,21 @@ def test_the_cut_comes_after_t1_steps(small_graph):
     assert sizes[301] < 32 * 32
     only_after = LinearReasoner(32)
     pretrain(only_after, small_graph, PretrainConfig(300, 0), context())
-    assert int(only_after.support.mask.sum()) == small_graph.n_edges
+    assert int(only_after.support.sum()) == small_graph.n_edges
 
 
 def test_transformer_with_window_1(small_graph):
     model = TransformerReasoner(32, 1, 32, 1, 2)
     pretrain(model, small_graph, PretrainConfig(500, 300), context())
     exact = small_graph.kernel()
-    assert np.array_equal(model.support.mask.numpy(), exact > 0)
+    assert np.array_equal(model.support.numpy(), exact > 0)
     assert np.abs(model.kernel().numpy() - exact).max() < 0.01
     hard = exact[small_graph.sparse_edges[:, 0], small_graph.sparse_edges[:, 1]]
     found = model.kernel().numpy()[small_graph.sparse_edges[:, 0], small_graph.sparse_edges[:, 1]]
     np.testing.assert_allclose(found, hard, rtol=0.1)
 
 
-def test_longer_window_learns_and_its_cut_keeps_what_was_not_visited():
+def test_longer_window_learns():
     graph = clustered_graph(2, 4, 0.1, [1], cluster="complete", seed=0)
     model = TransformerReasoner(8, 8, 16, 1, 2)
     pretrain(model, graph, PretrainConfig(300, 100, batch_size=32), context())
@@ -158,14 +158,17 @@ def test_longer_window_learns_and_its_cut_keeps_what_was_not_visited():
     kernel, visits, _ = model.context_kernel(PathData(table, 500, 8, 1, 99).paths(0)[:, :-1])
     assert (visits > 0).all()
     assert float((kernel - exact).abs().max()) < 0.1
-    assert torch.equal(model.support.mask, exact > 0)
-    fresh = TransformerReasoner(8, 8, 16, 1, 2)
+    assert torch.equal(model.support, exact > 0)
 
-    class OnlyTwoStates(PathData):
-        def paths(self, step):
-            return torch.tensor([[0, 1, 0, 1]])
 
-    stage = PretrainStage(fresh, OnlyTwoStates(table, 1, 3, 1, 0), PretrainConfig(), 0.5, context())
-    stage.cut()
-    assert fresh.support.mask[2:].all()  # rows without a context are left as they were
-    assert fresh.support.mask[:2].sum(1).tolist() == [1, 1]
+def test_the_cut_of_a_longer_window_keeps_what_was_not_visited():
+    """640 states, and the 64 paths that decide the cut have two contexts each."""
+    graph = clustered_graph(20, 32, 0.02, seed=0)
+    model = TransformerReasoner(640, 2, 8, 1, 2)
+    pretrain(model, graph, PretrainConfig(1, 0, batch_size=1, threshold=0.5), context())
+    paths = PathData(StepTable.from_graph(graph), 1, 2, 1, 0)
+    visited = torch.cat([paths.paths(1 + i)[:, :-1] for i in range(64)]).unique()
+    assert 64 < len(visited) <= 128
+    left = torch.full((640,), 640)  # rows without a context are left as they were
+    left[visited] = 1
+    assert torch.equal(model.support.sum(1), left)

@@ -18,8 +18,7 @@ from mcot_torch.algorithms.rollouts import (
     soft_values,
 )
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, generate
-from mcot_torch.reasoners import support as base
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 
 
 def tensor(values):
@@ -128,16 +127,16 @@ def test_truncated_rollout_bootstraps():
 
 def rows(model, states, x):
     """(B, T, N) of what a rollout holds of the listed steps."""
-    if model.support.successors is None:
+    if model.lists is None:
         return x
-    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.support.successors_of(states), x)
+    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.listed(states), x)
 
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
 @pytest.mark.parametrize(("kind", "window"), [("linear", 1), ("transformer", 1), ("transformer", 5)])
-def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
+def test_rollout_against_a_loop_over_samples(kind, window, short, list_when_shorter):
     """Random model and reference, KL penalty, both signs of advantage on the same step."""
-    monkeypatch.setattr(base, "_SHORT", short)
+    list_when_shorter(short)
     n, gamma, lam = 6, 0.8, 0.7
     draw = seeded(3)
     models = []
@@ -146,11 +145,10 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
         with torch.no_grad():
             for p in model.parameters():
                 p.normal_(std=0.7, generator=draw)
-        mask = model.support.mask.clone().fill_diagonal_(False)
-        mask[0, 1] = mask[2, 3] = False
-        model.support.set(mask)
+        model.support.fill_diagonal_(False)
+        model.support[0, 1] = model.support[2, 3] = False
         models.append(model)
-    assert (models[0].support.successors is None) == (short > 1)
+    assert (models[0].lists is None) == (short > 1)
     policy, reference = models
     reward = torch.randn(n, n, dtype=torch.float64, generator=draw)
     terminal = torch.tensor([False] * (n - 1) + [True])
@@ -163,7 +161,7 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
         rollout, new_values, ended = gae_rollout(
             policy, reference, reward, terminal, values, starts, lambda s, _: weight[s], config, seeded(4)
         )
-        paths = generate(policy, starts, length, seeded(4))
+        paths = policy.generate(starts, length, seeded(4))
 
     counts, gain, loss = {}, {}, {}
     returns = [[] for _ in range(n)]
@@ -208,15 +206,14 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, monkeypatch):
 
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
-def test_one_step_rollout_against_a_loop(short, monkeypatch):
-    monkeypatch.setattr(base, "_SHORT", short)
+def test_one_step_rollout_against_a_loop(short, list_when_shorter):
+    list_when_shorter(short)
     n = 5
     draw = seeded(5)
     policy, reference = (table_of(torch.rand(n, n, generator=draw) + 0.1) for _ in range(2))
     for model in (policy, reference):
-        mask = model.support.mask.clone().fill_diagonal_(False)
-        mask[1, 2] = False
-        model.support.set(mask)
+        model.support.fill_diagonal_(False)
+        model.support[1, 2] = False
     reward = torch.rand(n, n, dtype=torch.float64, generator=draw)
     weight = tensor([0.1, 0.2, 0.3, 0.4, 0.5])
     config = PPOConfig(transitions=3000, path_length=10)

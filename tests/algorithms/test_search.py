@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mcot_torch.algorithms.search as search_module
+from mcot_torch import Context
 from mcot_torch.algorithms.ppo import sign_ascent
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import (
@@ -25,7 +26,6 @@ from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, step_table
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import Context
 
 
 def as_set(edges):

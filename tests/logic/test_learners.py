@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs.families.lifts import LiftedUnits
 from mcot_torch.logic import all_bits, parity_values
@@ -18,7 +19,6 @@ from mcot_torch.logic.learners import (
     searched_bits,
 )
 from mcot_torch.logic.oracle import CorruptedOracle
-from mcot_torch.training.loop import Context
 
 
 @pytest.mark.parametrize(("rho", "size"), [(0, 16), (1, 16)])

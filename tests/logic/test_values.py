@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from mcot_torch import Context
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
@@ -30,7 +31,6 @@ from mcot_torch.runs.config import load_config, parse_train
 from mcot_torch.runs.events import METRICS, final_metrics
 from mcot_torch.runs.pipeline import prepare, run
 from mcot_torch.sampling.walks import StepTable, first_hitting_times, walk_paths
-from mcot_torch.training.loop import Context
 
 S3 = symmetric(3)
 

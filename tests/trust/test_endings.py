@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from mcot_torch import cli
-from mcot_torch.algorithms.pretrain import PretrainStage
 from mcot_torch.errors import InputError
-from mcot_torch.runs.run_folder import RunFolder
 from mcot_torch.training.loop import load_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,28 +114,25 @@ def test_read_only_folder_is_one_line_and_nothing_changes(train, disk):
 
 @pytest.mark.parametrize("stage", ["pretrain", "search", "ppo", "distill"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_at_once_and_says_how_to_go_on(train, whole, tmp_path, monkeypatch, number, stage):
+def test_a_signal_saves_at_once_and_says_how_to_go_on(train, whole, tmp_path, on_log, number, stage):
     """save_every is a day: the state that lies there is the one saved at the signal, sent as the stage logs a line."""
     folder, long = (
         tmp_path / "run",
         ("--trainer.save_every", "86400", "--distill.log_every", "5", "--pretrain.log_every", "10"),
     )
-    logged, log = [], RunFolder.log
+    logged = []
 
-    def strike(self, name, line):
-        log(self, name, line)
+    def strike(name, line):
         if name == stage:
             logged.append(line["step"])
             if len(logged) == 3:
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(RunFolder, "log", strike)
+    on_log(strike)
     status, told = train(folder, *long)
     assert (status, told) == (130, "train.py: interrupted; the same command continues where this one stopped\n")
     step = load_state(folder / stage / "state.safetensors")[1]["history"][-1]["step"]
     assert step == logged[2]
-    monkeypatch.undo()
-    monkeypatch.setattr(sys, "argv", ["train.py"])
     assert train(folder, *long)[0] == 0
     assert weights(folder) == weights(whole)
 
@@ -174,14 +169,21 @@ def test_a_name_from_a_file_cannot_command_the_terminal_nor_break_the_line():
 def test_a_signal_after_the_last_step_is_not_lost(train, whole, tmp_path, monkeypatch):
     """Found by kills.py: after the last step of a stage nobody looked any more, and the run went on to its end."""
     folder = tmp_path / "run"
-    begin = PretrainStage.on_train_epoch_end
-    monkeypatch.setattr(
-        PretrainStage, "on_train_epoch_end", lambda self: (begin(self), os.kill(os.getpid(), signal.SIGTERM))
-    )
+    state, replace, sent = folder / "pretrain" / "state.safetensors", os.replace, []
+
+    def strike(source, target):
+        """The state of the last step is the only one: it has just been put in its place, and all looks are over."""
+        replace(source, target)
+        if Path(target) == state and not sent:
+            sent.append(load_state(state)[1]["step"])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "replace", strike)
     status, told = train(folder, "--trainer.save_every", "86400")
+    assert sent == [200]
     assert (status, told) == (130, "train.py: interrupted; the same command continues where this one stopped\n")
-    assert load_state(folder / "pretrain" / "state.safetensors")[1]["step"] == 200
-    monkeypatch.setattr(PretrainStage, "on_train_epoch_end", begin)
+    assert load_state(state)[1]["step"] == 200
+    assert not (folder / "search").exists()
     assert train(folder, "--trainer.save_every", "86400")[0] == 0
     assert weights(folder) == weights(whole)
 

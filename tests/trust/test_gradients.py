@@ -1,22 +1,29 @@
-"""Gradients of every loss that is descended, against central differences in float64."""
+"""Gradients of every loss that is descended, against central differences in float64.
+
+Nothing is asked but the training itself: each stage is run through its public call, and the test puts its weights where
+the differences need them.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.algorithms.config import DistillConfig, PPOConfig
-from mcot_torch.algorithms.distill import DistillStage, _fresh_student
-from mcot_torch.algorithms.ppo import PPOStage, clipped_surrogate, entropy, kl_divergence
-from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage, negative_log_likelihood
+from mcot_torch.algorithms.distill import distill
+from mcot_torch.algorithms.ppo import clipped_surrogate, entropy, kl_divergence, ppo
+from mcot_torch.algorithms.pretrain import PretrainConfig, pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import gae
+from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner
-from mcot_torch.sampling.datasets import PairCounts, count_batch, path_batch
-from mcot_torch.training.loop import Context
+from mcot_torch.training.config import TrainerConfig
 
 N = 6
+TRAINER = TrainerConfig(accelerator="cpu", progress=False)
+CONTEXT = Context(trainer=TRAINER)
 
 
 def draw(number: int = 0) -> torch.Generator:
@@ -35,25 +42,42 @@ def random_model(kind: str, window: int, n: int = N, **kwargs):
     return model
 
 
-def compare(model, loss_of) -> None:
-    """The gradient along random directions and along every axis of the first weight, by differences of fourth order."""
-    weights = list(model.parameters())
-    gradient = torch.autograd.grad(loss_of(), weights, allow_unused=True)
-    gradient = [torch.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
-    assert max(float(g.abs().max()) for g in gradient) > 1e-3
+@pytest.fixture
+def wide():
+    """Whatever is made without a dtype is float64: losses that are differenced need it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+STEP = 1e-6  # small, lest a ratio cross the clip between two points
+PLACES = [0.0] + [k * STEP for _ in range(12) for k in (1, -1, 2, -2)]
+
+
+def points(weights):
+    """The weights themselves, and four places along each of twelve random directions through them."""
     generator, before = draw(2), [w.detach().clone() for w in weights]
-    for _ in range(12):
-        direction = [torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in weights]
+    directions = [[torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in before] for _ in range(12)]
+    moves = [directions[max(0, i - 1) // 4] for i in range(len(PLACES))]
+    return directions, [
+        [b + step * d for b, d in zip(before, move, strict=True)] for step, move in zip(PLACES, moves, strict=True)
+    ]
 
-        def moved(step, direction=direction):
-            with torch.no_grad():
-                for w, b, d in zip(weights, before, direction, strict=True):
-                    w.copy_(b + step * d)
-                return float(loss_of())
 
-        h = 1e-6  # small, lest a ratio cross the clip between two points
-        slope = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
-        moved(0.0)
+def put(weights, point):
+    with torch.no_grad():
+        for weight, value in zip(weights, point, strict=True):
+            weight.copy_(value)
+
+
+def compare(directions, losses, gradient) -> None:
+    """The gradient at the first of the `points` against the losses at all of them, by differences of fourth order."""
+    assert len(losses) == len(PLACES)
+    assert max(float(g.abs().max()) for g in gradient) > 1e-3
+    for i, direction in enumerate(directions):
+        near, back, far, far_back = losses[1 + 4 * i : 5 + 4 * i]
+        slope = (8 * (near - back) - (far - far_back)) / (12 * STEP)
         exact = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
         assert slope == pytest.approx(exact, rel=1e-6, abs=1e-8)
 
@@ -61,42 +85,29 @@ def compare(model, loss_of) -> None:
 MODELS = [("linear", 1), ("transformer", 1), ("transformer", 4)]
 
 
-class Loss:
-    """Stands in for `Stage.update`: keeps the loss that a stage would descend."""
-
-    def __init__(self, stage) -> None:
-        self.value = None
-        stage.update = self
-
-    def __call__(self, losses, *_, **__) -> None:
-        self.value = sum(losses)
-
-
-@pytest.mark.parametrize(("kind", "window"), MODELS)
-def test_pretraining(kind, window):
+@pytest.mark.parametrize(("kind", "window", "tied"), [*((*m, False) for m in MODELS), ("transformer", 3, True)])
+def test_pretraining(kind, window, tied, wide):
     """L(W) of Algorithm 1 as the stage descends it, with observations of steps that are cut."""
-    model = random_model(kind, window)
-    if window == 1:
-        batch = count_batch(torch.randint(0, 50, (N, N), generator=draw()).double(), dtype=torch.float64)
-    else:
-        paths = torch.randint(N, (5, window + 1), generator=draw())
-        batch = tuple(x.double() if x.is_floating_point() else x for x in path_batch(paths))
-    stage = PretrainStage(model, None, PretrainConfig(), 0.01, Context())
-    stage.total = 5
-    stage.finish_step = lambda *_: None
-    kept = Loss(stage)
-
-    def loss():
-        stage.training_step(batch)
-        return kept.value
-
-    compare(model, loss)
-
-
-def test_a_tied_transformer():
-    model = random_model("transformer", 3, tied=True)
-    states, after, counts = path_batch(torch.randint(N, (5, 4), generator=draw()))
-    compare(model, lambda: negative_log_likelihood(model.log_probs_of(states, after), counts.double()))
+    model = random_model(kind, window, **({"tied": True} if tied else {}))
+    support, weights = model.support.clone(), list(model.parameters())
+    graph = clustered_graph(2, 3, 0.1, shape="ring", cluster="complete", seed=0)
+    assert bool((graph.kernel() > 0)[~support.numpy()].any())
+    settings = {"batch_size": 5} if window > 1 else {"transitions": 900, "path_length": 30}
+    config = PretrainConfig(1, 0, log_every=1, **settings)
+    gradients: list = [None] * len(weights)
+    for i, weight in enumerate(weights):  # before they are clipped
+        weight.register_post_accumulate_grad_hook(lambda w, i=i: gradients.__setitem__(i, w.grad.detach().clone()))
+    directions, places = points(weights)
+    losses, gradient = [], None
+    for place in places:
+        put(weights, place)
+        model.support.copy_(support)
+        (line,) = pretrain(model, graph, config, CONTEXT)
+        losses.append(line["loss"])
+        gradient = gradient or [
+            torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)
+        ]
+    compare(directions, losses, gradient)
 
 
 OPTIONS = [
@@ -113,32 +124,32 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("kind", "window"), MODELS)
-def test_ppo_with_every_option(kind, window, options):
-    """The loss of a minibatch, away from the policy that sampled, so that part of the ratios is clipped; once noisy."""
+def test_ppo_with_every_option(kind, window, options, wide, descents, surrogates):
+    """The losses of minibatches, away from the policy that sampled, so that part of the ratios is clipped; once noisy."""
     model = random_model(kind, window)
-    config = PPOConfig(transitions=400, path_length=10, minibatches=2, **options)
+    config = PPOConfig(rounds=1, epochs=1 + len(PLACES), transitions=400, path_length=10, minibatches=2, **options)
     edges = torch.tensor([[0, 2], [3, 0], [4, 5]])
     assert bool(model.support.mask[edges[:, 0], edges[:, 1]].all())
     prm = PRM(N, edges, noise=0.1 if not options else 0.0)
     start, target = torch.full((N,), 1 / N, dtype=torch.float64), torch.arange(N) == 5
-    scales = Scales(2, 3, 0.02, 0.1)
-    stage = PPOStage(model, prm, scales, config, Context(), start, target)
-    rollout = stage.rollout(draw(3))
-    with torch.no_grad():
-        old = model.log_probs(rollout.states)
-        for weight in model.parameters():
-            weight.add_(0.25 * torch.randn(weight.shape, generator=draw(4), dtype=torch.float64))
-        log_ratio = torch.where(rollout.counts > 0, model.log_probs(rollout.states) - old, 0.0)
-        clipped = (log_ratio.exp() - 1).abs() > config.clip
-        assert bool(clipped.any())
-        assert not bool(clipped.all())
-    kept, rows = Loss(stage), torch.arange(0, len(rollout.states), 2)
+    # away from the policy that sampled
+    away = [w + 0.25 * torch.randn(w.shape, generator=draw(4), dtype=torch.float64) for w in model.parameters()]
+    directions, places = points(away)
+    descents.then = lambda number, weights: put(weights, places[min(max(0, number - 1) // 2, len(places) - 1)])
+    ppo(model, prm, Scales(2, 3, 0.02, 0.1), config, CONTEXT, start, target)
+    assert len(descents) == 2 * (1 + len(places))
 
-    def loss():
-        assert not stage._improve(rollout, old, rows, 0.1)
-        return kept.value
-
-    compare(model, loss)
+    ratios = []
+    for log_p, old, rollout in surrogates[2:4]:
+        log_ratio = torch.where(rollout.counts > 0, log_p - old, 0.0)
+        ratios.append(log_ratio.exp().flatten())
+    clipped = (torch.cat(ratios) - 1).abs() > config.clip
+    assert bool(clipped.any())
+    assert not bool(clipped.all())
+    # pass k + 1 was taken at place k; its two minibatches are shuffled, and their sum is not
+    losses = [descents[i].loss + descents[i + 1].loss for i in range(2, len(descents), 2)]
+    gradient = [a + b for a, b in zip(descents[2].gradients, descents[3].gradients, strict=True)]
+    compare(directions, losses, gradient)
 
 
 def test_the_values_are_the_minimum_of_the_value_loss():
@@ -155,30 +166,40 @@ def test_the_values_are_the_minimum_of_the_value_loss():
     assert torch.autograd.gradcheck(value_loss, torch.randn(4, generator=generator).double().requires_grad_())
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.5])
 @pytest.mark.parametrize("student", ["linear", "transformer"])
-def test_distillation(student):
-    """The student's loss as its stage descends it, with β of zero as in training and with another."""
-    counts = torch.randint(1, 90, (N, N), generator=draw(6)).double()
-    data = PairCounts(torch.arange(N).expand(N, N), counts, torch.tensor([0, 0, 1, 1, 2, 2]), 5)
-    config = DistillConfig(student=student)
-    labels = type("Found", (), {"labels": torch.tensor([0, 0, 1, 1, 2, 2]), "representatives": torch.tensor([0, 2, 4])})
-    model = _fresh_student(LinearReasoner(N), data, labels, config, 0).double()
-    assert isinstance(model, Student)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(0.5 * torch.randn(weight.shape, generator=draw(7), dtype=torch.float64))
-    stage = DistillStage(model, config, Context())
-    stage.total = 5
-    stage.finish_step = lambda *_: None
-    kept = Loss(stage)
+def test_distillation(student, beta, wide, descents):
+    """The student's loss as its stage descends it, with β of zero as in training and with another; some hops are cut."""
+    kernel = torch.zeros(N, N)
+    for x in range(N):
+        kernel[x, x ^ 1] = 0.7
+    kernel[0, 2], kernel[2, 4], kernel[4, 0], kernel[2, 0] = 0.2, 0.2, 0.3, 0.1
+    teacher = LinearReasoner.from_kernel(kernel / kernel.sum(1, keepdim=True))
+    prm = PRM(N, torch.tensor([[0, 2], [2, 4], [4, 0], [2, 0]]))
+    config = DistillConfig(student=student, steps=1 + len(PLACES), transitions=6000, path_length=60, log_every=1)
+    directions, places, seen = [], [], []
 
-    def loss():
-        stage.training_step(data[0])
-        return kept.value
-
-    for beta in (0.0, 1.5):
+    def probe(model):
+        """The student, once it stands where the next step is to be taken."""
+        seen.append(model)
         model.beta.fill_(beta)
-        compare(model, loss)
+        return {}
+
+    def move(number, weights):
+        if not places:
+            away = [0.5 * torch.randn(w.shape, generator=draw(7), dtype=torch.float64) for w in weights]
+            for found, kept in zip(points(away), (directions, places), strict=True):
+                kept.extend(found)
+        put(weights, places[min(number, len(places) - 1)])
+
+    descents.then = move
+    _, history = distill(teacher, prm, Scales(3, 2, 0.2, 0.4), config, Context(trainer=TRAINER, probe=probe))
+    assert isinstance(seen[0], Student)
+    assert seen[0].n_states == 3
+    assert not bool(seen[0].support.all())
+    assert seen[0].support.any(1).all()
+    losses = [line["loss"] for line in history[1:]]  # step k + 1 was taken at place k
+    compare(directions, losses, descents[1].gradients)
 
 
 def test_pure_functions():
