@@ -346,9 +346,10 @@ class TrainingLoop:
         barrier()  # no rank may overwrite the checkpoint before all have read it
 
     def _load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        self.step, self.history = int(meta["step"]), meta["history"]
-        if not 0 <= self.step <= self.total:
-            raise ValueError(f"it stands at step {self.step} of {self.total}")
+        step = meta["step"]
+        if not (isinstance(step, int) and 0 <= step <= self.total):
+            raise ValueError(f"it stands at step {step} of {self.total}")
+        self.step, self.history = step, meta["history"]
         self._saved_step = self.step
         check_tensors(tensors, self.model)
         if self.model is not None:
