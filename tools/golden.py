@@ -46,7 +46,7 @@ ppo: {rounds: 6, epochs: 2, transitions: 4000, path_length: 16, log_every: 2}
 distill: {transitions: 200000, path_length: 64, steps: 60}
 evaluation: {walks: 20, figures: false}
 """
-SWEEP = "{name: little, config: tiny.yaml, set: {trainer.accelerator: cpu}, grid: {graph.epsilon: [0.02, 0.03], seed: [0, 1]}}"
+SWEEP = "{name: little, config: tiny.yaml, set: {trainer.accelerator: cpu}, grid: {seed: [0, 1]}}"
 PLAIN = "--evaluation.figures false"
 SHORT = f"{PLAIN} --pretrain.steps 200 --pretrain.steps_after_cut 100 --ppo.rounds 15 --distill.transitions 10000000"
 WINDOW = (
@@ -142,9 +142,7 @@ PROGRAMS = [  # one after the other in one folder
     "-m mcot_torch.estimation traces traces.jsonl --out estimate",
 ]
 
-TIMED = re.compile(
-    r"(^|[._])(seconds?|time|rate_per_s|per_second|created|calls|git_commit|packages|versions|python|pieces)$"
-)
+TIMED = re.compile(r"(^|[._])(seconds|per_second)$|^(time|created|calls|git_commit|packages|versions|python|pieces)$")
 SECONDS = re.compile(r" *\b[\d,]+(\.\d+)? ?(s|min|ms)\b")
 CODE = re.compile(r"^```.*?^```", re.M | re.S)
 
@@ -269,7 +267,7 @@ def one_run(words: str) -> Callable[[Folder], Record]:
 
 def resume(folder: Folder) -> Record:
     """A run that SIGTERM stops in the middle of pretraining and that goes on ends where an undisturbed one does."""
-    words = "--config tiny.yaml --pretrain.steps 3000 --trainer.save_every 0.000001"
+    words = "--config tiny.yaml --pretrain.steps 3000 --trainer.save_every 0.05"
     folder.train(words, "whole")
     process = folder.start(train_words(words))
     while process.poll() is None and not (folder.path / "run/pretrain/state.safetensors").exists():
@@ -302,6 +300,11 @@ def evaluate(folder: Folder) -> Record:
 def programs(folder: Folder) -> Record:
     """The other programs, and the names of the files that they leave."""
     seen: Record = {words: folder.run(words) for words in PROGRAMS}
+    for words in PROGRAMS:
+        if "sweep" in words:  # prints a column of seconds, and lines when some time has passed
+            del seen[words]["stdout"]
+    with (folder.path / "runs/little/sweep.csv").open(newline="") as file:
+        seen["sweep.csv"] = [untimed(row) for row in csv.DictReader(file)]
     seen["files"] = sorted(
         re.sub(r"tfevents\..*", "tfevents", str(path.relative_to(folder.path))) for path in folder.path.rglob("*")
     )
