@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcot_torch.sampling.datasets import CountData, PairData, PathData, Steps, count_batch, path_batch, uniform_starts
+from mcot_torch.sampling.datasets import CountData, PairData, PathData, count_batch, path_batch, uniform_starts
 from mcot_torch.sampling.walks import StepTable
 from mcot_torch.system.randomness import generator
 
@@ -139,7 +139,3 @@ def test_path_data(table, supported):
     assert same(make(1, steps=5)[4], data[4])
     assert not torch.equal(data.paths(5), paths)
     assert not torch.equal(make(2).paths(4), paths)
-
-
-def test_steps():
-    assert [Steps(3)[i] for i in range(len(Steps(3)))] == [0, 1, 2]

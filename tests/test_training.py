@@ -13,7 +13,8 @@ from mcot_torch.errors import NonFiniteError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import cosine, load_state, save_state
+from mcot_torch.training.loop import cosine
+from mcot_torch.training.state import load_state, save_state
 
 
 class Stop(Exception):
@@ -80,7 +81,7 @@ def transformer(window):
 def run_pretrain(**settings):
     def run(model, graph, around):
         config = PretrainConfig(12, 12, log_every=3, transitions=20_000, path_length=20, batch_size=4, **settings)
-        return pretrain(model, graph, config, around)
+        return pretrain(model, graph, config, around).history
 
     return run
 
@@ -95,7 +96,7 @@ def run_ppo(**settings):
         config = PPOConfig(
             rounds=24, epochs=2, log_every=3, transitions=800, path_length=20, learning_rate=0.01, **settings
         )
-        return ppo(model, prm, Scales.of(graph, 0.06), config, around, start, target)
+        return ppo(model, prm, Scales.of(graph, 0.06), config, around, start, target).history
 
     return run
 
