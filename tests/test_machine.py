@@ -51,7 +51,7 @@ def trained(**options):
     model.reset_parameters(torch.Generator().manual_seed(0))
     config = PretrainConfig(steps=4, steps_after_cut=4, threshold=0.02, batch_size=6, log_every=1, **options)
     context = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
-    return model, [line["loss"] for line in pretrain(model, graph, config, context)]
+    return model, [line["loss"] for line in pretrain(model, graph, config, context).history]
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
