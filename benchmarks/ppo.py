@@ -13,8 +13,8 @@ from benchmarks.timing import Mark, Row, Settings, Work, race
 from mcot_torch.algorithms.config import PPOConfig, PretrainConfig
 from mcot_torch.algorithms.ppo import clipped_surrogate, ppo
 from mcot_torch.algorithms.pretrain import pretrain
-from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.rollouts import kl_weight, penalised
+from mcot_torch.algorithms.prm import PRM, tilt_strength
+from mcot_torch.algorithms.rollouts import penalised
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
@@ -34,7 +34,8 @@ def on_steps(model: TransformerReasoner, prm: PRM, scales: Scales, n_steps: int,
     with torch.no_grad():
         old, log_ref = model.log_probs(states)[:, 0], reference.log_probs(states)[:, 0]
         known = prm.mask(device)[states[:, 0]]
-        value = penalised(known.float(), old, log_ref, kl_weight(log_ref, known, scales, PPOConfig()))
+        weight = 1.0 / tilt_strength(torch.where(known, log_ref.exp(), 0.0).sum(-1), scales)
+        value = penalised(known.float(), old, log_ref, weight)
         advantage = (value - (old.exp() * value).sum(-1, keepdim=True)).gather(1, after[:, None])[:, 0]
         old = old.gather(1, after[:, None])[:, 0]
     for _ in range(_EPOCHS):

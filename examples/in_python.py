@@ -8,10 +8,9 @@ scales = mt.Scales.of(graph, epsilon_max=0.1)
 
 reasoner = mt.TransformerReasoner(graph.n_states)
 mt.pretrain(reasoner, graph)  # Algorithm 1
-found = mt.search(reasoner, scales)  # Algorithm 2: sees the reasoner's walks only
-prm = mt.PRM.from_search(graph.n_states, found.edges)
+prm = mt.search(reasoner, scales).model  # Algorithm 2: sees the reasoner's walks only
 mt.ppo(reasoner, prm, scales)  # Algorithm 3
-student, _ = mt.distill(reasoner, prm, scales)  # Algorithm 4
+student = mt.distill(reasoner, prm, scales).model  # Algorithm 4
 
 ideal = graph.with_epsilon(scales.epsilon_max)  # what PPO should end at
 models, truths = {"tuned": reasoner, "student": student}, {"tuned": ideal, "student": ideal}

@@ -72,7 +72,7 @@ def test_exact_reasoner_has_no_error(graph, task):
 def test_sparse_kernels_give_the_rows_of_dense_ones(graph, task, monkeypatch):
     """Above a limit kernels are CSR: same numbers, but for what takes N³ operations, which is left out."""
     scales = Scales.of(graph, 0.1)
-    prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
+    prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
 
     def rows():
         found = subjects(graph, task, scales, exact_reasoner(graph), prm, exact_reasoner(graph), None, 0.1, 64, 0)
@@ -96,7 +96,7 @@ def test_sparse_kernels_give_the_rows_of_dense_ones(graph, task, monkeypatch):
 
 def test_guided_exact_reasoner_is_the_chain_at_epsilon_max(graph, task):
     scales = Scales.of(graph, 0.1)
-    prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
+    prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
     rows = subjects(graph, task, scales, exact_reasoner(graph), prm, None, None, 0.1, 64, 0)
     guided, _ = measure(rows[2], 200, 12.0, 0)
     ideal = hitting_time(graph.with_epsilon(0.1).kernel(), task.start, task.target)

@@ -65,8 +65,10 @@ def ppo(
     if config.form == "sign":
         return ppo_by_sign(reasoner, prm, scales, config, context)
     reference = copy.deepcopy(reference or reasoner).requires_grad_(False)
-    terminal = terminal_states(reasoner, config, start, target)
-    reward, weight_of = step_reward(reasoner, prm, config, terminal), kl_weights(reasoner, prm, scales, config)
+    terminal = terminal_states(config.reward, reasoner.n_states, start, target).to(reasoner.device)
+    reward = step_reward(config.reward, prm, terminal)
+    constant = 0.05 if config.reward == "outcome" and config.kl_coefficient is None else config.kl_coefficient
+    weight_of = kl_weights(reasoner, prm, scales, constant)
     path_length = config.path_length if reasoner.window == 1 else reasoner.window
     n_walkers = max(1, config.transitions // path_length)
     gamma = default_discount(config.reward, path_length) if config.gamma is None else config.gamma
@@ -88,18 +90,18 @@ def ppo(
             rate = config.learning_rate * cosine(round_number, loop.total)
             loop.set_learning_rate(rate)
             # The whole rollout normalises, not the minibatch. Ranks are averaged, so that each counts as all of them.
-            weight = config.minibatches * loop.n_ranks / rollout.n_samples
+            scale = config.minibatches * loop.n_ranks / rollout.n_samples
             for rows in minibatches(len(old), config.epochs, config.minibatches, draw):
                 if config.target_kl is not None and mean_kl(reasoner, rollout, old, rows, loop) > config.target_kl:
                     break
-                loop.backward(
-                    losses_in_blocks(reasoner, rollout, old, rows, weight, config.clip, config.entropy_coefficient)
-                )
+                losses = losses_in_blocks(reasoner, rollout, old, rows, scale, config.clip, config.entropy_coefficient)
+                loop.backward(losses)
                 optimizer.step()
             metrics: Metrics = {}
             if loop.logs(round_number):
                 metrics = {"learning_rate": rate, "env_steps": sampler.n_samples}
-                metrics |= round_metrics(reasoner, reference, rollout, old, config.clip, loop)
+                with loop.autocast():
+                    metrics |= round_metrics(reasoner, reference, rollout, old, config.clip, loop)
                 if not (config.entropy_coefficient or prm.noise):
                     metrics |= distance_to_optimum(reasoner, sampler, rollout.states, loop)
             loop.finish(round_number, metrics, n_samples=rollout.n_samples)
@@ -111,33 +113,37 @@ def ppo(
 # ---- what is sampled and what it earns --------------------------------------------------------------------------
 
 
-def terminal_states(reasoner: Reasoner, config: PPOConfig, start: Tensor | None, target: Tensor | None) -> Tensor:
+def terminal_states(reward: str, n_states: int, start: Tensor | None, target: Tensor | None) -> Tensor:
     """(N,) bool, where an episode ends: X_out with the outcome reward, nowhere with the process reward."""
-    if config.reward == "process":
-        return torch.zeros(reasoner.n_states, dtype=torch.bool, device=reasoner.device)
+    if reward == "process":
+        return torch.zeros(n_states, dtype=torch.bool)
     if start is None or target is None:
         raise ValueError("ppo.reward: outcome needs a task: give start (N,) and target (N,)")
-    return target.to(reasoner.device)
+    return target
 
 
-def step_reward(
-    reasoner: Reasoner, prm: PRM, config: PPOConfig, terminal: Tensor
-) -> Callable[[torch.Generator | None], Tensor]:
+def step_reward(reward: str, prm: PRM, terminal: Tensor) -> Callable[[torch.Generator | None], Tensor]:
     """Function of a generator that gives the (N, N) float64 reward of each step, without the KL term.
 
-    A noisy PRM draws its errors from the generator; the outcome reward is 1 for entering X_out.
+    The process reward is the PRM's score, with errors drawn from the generator where the PRM is noisy. The outcome reward
+    is 1 for entering X_out.
     """
-    if config.reward == "process":
-        return lambda draw: prm.scores(reasoner.device, draw)
-    return lambda draw: terminal.double().expand(reasoner.n_states, -1)
+    if reward == "process":
+        return lambda draw: prm.scores(terminal.device, draw)
+    return lambda draw: terminal.double().expand(len(terminal), -1)
 
 
-def kl_weights(reasoner: Reasoner, prm: PRM, scales: Scales, config: PPOConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def kl_weights(
+    reasoner: Reasoner, prm: PRM, scales: Scales, constant: float | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Function of contexts (B, T) and log p_ref (B, T, S) of the listed steps that gives λ (B, T) of each context.
 
-    By default the λ whose one-step optimum is ε_max, see `prm.tilt_strength`; 0.05 for the outcome reward.
+    Args:
+        reasoner: lists the steps.
+        prm: the known hard steps.
+        scales: gives ε and ε_max.
+        constant: the same λ for all contexts; None means the λ_x whose one-step optimum is ε_max, see `prm.tilt_strength`.
     """
-    constant = 0.05 if config.kl_coefficient is None and config.reward == "outcome" else config.kl_coefficient
 
     def weight_of(states: Tensor, log_ref: Tensor) -> Tensor:
         if constant is not None:
@@ -167,7 +173,7 @@ def losses_in_blocks(
     rollout: Rollout,
     old: Tensor,
     rows: Tensor,
-    weight: float,
+    scale: float,
     clip: float,
     entropy_coefficient: float,
 ) -> Iterator[Tensor]:
@@ -178,7 +184,7 @@ def losses_in_blocks(
         rollout: what was sampled.
         old: (B, T, S) log-probabilities of the policy that sampled.
         rows: numbers of the minibatch's contexts.
-        weight: what the sum over samples is multiplied by.
+        scale: what the sum over samples is multiplied by.
         clip: c.
         entropy_coefficient: weight of the entropy bonus.
     """
@@ -186,9 +192,9 @@ def losses_in_blocks(
         # All contexts at once keep their own order, for which the sampled cells are known.
         part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
         log_p = reasoner.successor_log_probs(part.states)
-        loss = -surrogate_of_rollout(log_p, before, part, clip) * weight
+        loss = -surrogate_of_rollout(log_p, before, part, clip) * scale
         if entropy_coefficient:
-            loss = loss - entropy_coefficient * (entropy(log_p) * part.counts.sum(-1)).sum() * weight
+            loss = loss - entropy_coefficient * (entropy(log_p) * part.counts.sum(-1)).sum() * scale
         yield loss
 
 
@@ -249,7 +255,9 @@ def mean_kl(reasoner: Reasoner, rollout: Rollout, old: Tensor, rows: Tensor, loo
     sums = []
     for block in blocks(reasoner, rows):
         visits = rollout.counts[block].sum(-1)
-        moved = kl_divergence(old[block], reasoner.successor_log_probs(rollout.states[block])) * visits
+        with loop.autocast():
+            log_p = reasoner.successor_log_probs(rollout.states[block])
+        moved = kl_divergence(old[block], log_p) * visits
         sums.append(torch.stack([moved.sum(), visits.sum()]))
     moved, seen = loop.sum(torch.stack(sums).sum(0))
     return float(moved / seen.clamp_min(1))

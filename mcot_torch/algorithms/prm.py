@@ -1,7 +1,7 @@
 """The process reward model M_s: a score for each step of reasoning, 1 for a known hard step and 0 for any other.
 
-`PRM.from_search` is the pipeline's, made of what Algorithm 2 found. `PRM.simulated` is for experiments on what an
-imperfect reward does; it is the one place outside pretraining and evaluation that reads a graph.
+`search` returns the PRM of the hard steps that it found. `PRM.simulated` is for experiments on what an imperfect reward
+does; it is the one place outside pretraining and evaluation that reads a graph.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ class PRM:
         self.noise = noise
         self.votes = votes
         self._generator = generator(seed, "prm", "noise")
-
-    @classmethod
-    def from_search(cls, n_states: int, edges: Tensor) -> PRM:
-        """M_s of Algorithm 2: the hard steps that search found, (n, 2)."""
-        return cls(n_states, edges)
 
     @classmethod
     def simulated(

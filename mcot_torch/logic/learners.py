@@ -71,7 +71,7 @@ def graph_features(units: LiftedUnits, graph: MetastableGraph, radius: float | N
 def searched_bits(units: LiftedUnits, reasoner: Reasoner, context: Context | None = None) -> NDArray[np.int64]:
     """(K,) p̂: 1 where Algorithm 2, walking `reasoner`, found e_k to be a hard step. Sees neither the graph nor p."""
     scales = Scales(2 * units.n_units + 1, 2 * units.cluster_size, units.epsilon, units.epsilon)
-    found = set(map(tuple, search(reasoner, scales, context=context).edges.tolist()))
+    found = set(map(tuple, search(reasoner, scales, context=context).model.edges.tolist()))
     return np.array([tuple(edge) in found for edge in units.detours.tolist()], dtype=np.int64)
 
 

@@ -337,8 +337,10 @@ class TrainingLoop:
         state = load_state(path) if path else None
         if path is not None and state is not None:
             tensors, meta = state
-            if meta.get("total") != self.total:
-                raise InputError(f"{path} is of a stage of {meta.get('total')} steps, not {self.total}; delete it")
+            total = meta.get("total")
+            if total != self.total:
+                found = f"a stage of {total} steps, not {self.total}" if isinstance(total, int) else "another version"
+                raise InputError(f"{path} is of {found}; delete it")
             try:
                 self._load(tensors, meta)
             except (*READ_ERRORS, RuntimeError) as error:

@@ -128,7 +128,7 @@ def test_own_model(monkeypatch, tmp_path):
     mt = names["mt"]
     ideal = mt.hitting_time(graph.with_epsilon(0.1).kernel(), task.start, task.target)
     assert rows["gated"]["hitting_time_exact"] == pytest.approx(ideal, rel=0.1)
-    assert sorted(map(tuple, names["found"].edges.tolist())) == sorted(map(tuple, graph.sparse_edges.tolist()))
+    assert sorted(map(tuple, names["prm"].edges.tolist())) == sorted(map(tuple, graph.sparse_edges.tolist()))
     assert rows["student"]["hitting_time_exact"] == pytest.approx(
         rows["student"]["hitting_time_reference"], rel=0.1
     )  # the exact meta-chain

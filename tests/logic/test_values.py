@@ -189,7 +189,7 @@ def judged_rows(graph, actions, task, epsilon_max, prm, walks=400):
     """Every model exact, the student distilled from the tuned table: the rows of the evaluation and what was learned."""
     scales = Scales.of(graph, epsilon_max)
     pretrained, tuned = exact_reasoner(graph), exact_reasoner(graph.with_epsilon(epsilon_max))
-    student, _ = distill(tuned, prm, scales, DistillConfig(transitions=2 * 10**6, steps=150), Context(0))
+    student = distill(tuned, prm, scales, DistillConfig(transitions=2 * 10**6, steps=150), Context(0)).model
     values = Values(actions, 600, scales, 0, pretrained, prm, tuned, student, epsilon_max)
     rows = {}
     for subject in subjects(graph, task, scales, pretrained, prm, tuned, student, epsilon_max, 1, 0):
@@ -226,7 +226,7 @@ def lift():
     graph = units.graph("101")
     task = build_task(TaskConfig("state:0a", "state:goal.a"), graph)
     actions = concept_actions(units, graph)
-    prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
+    prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
     return graph, actions, task, *judged_rows(graph, actions, task, 0.05, prm)
 
 
@@ -267,7 +267,7 @@ def test_an_easy_rare_step_is_no_hard_step(lift):
 def test_random_actions_on_the_circulant(group):
     graph = clustered_graph(4, 8, 0.01, seed=2)
     actions = LogicalActions.random(graph, group, torch.Generator().manual_seed(4))
-    prm = PRM.from_search(graph.n_states, torch.from_numpy(graph.sparse_edges))
+    prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
     task = build_task(TaskConfig(), graph)
     rows, _ = judged_rows(graph, actions, task, 0.08, prm, 200)
     for name in ("guided", "tuned", "student"):
@@ -310,7 +310,7 @@ def test_hops_without_a_value_are_named():
     actions = LogicalActions.from_map(graph, cyclic(5), {(x, y): 1, (other, y): 2})
     prm, scales = PRM(24, torch.from_numpy(graph.sparse_edges)), Scales.of(graph, 0.05)
     tuned, task = exact_reasoner(graph.with_epsilon(0.05)), build_task(TaskConfig(), graph)
-    student, _ = distill(tuned, prm, scales, DistillConfig(transitions=10**6, steps=50), Context(0))
+    student = distill(tuned, prm, scales, DistillConfig(transitions=10**6, steps=50), Context(0)).model
     values = Values(actions, 300, scales, 0, exact_reasoner(graph), prm, tuned, student, 0.05)
     assert "so that a hop has no value" in values.no_hop_values
     assert values.hops.agreement < 1

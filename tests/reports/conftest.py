@@ -34,11 +34,11 @@ def material():
         models = Models(pretrained=table(graph))
         edges = graph.sparse_edges if found is None else found
         if "search" in stages:
-            models.prm = PRM.from_search(graph.n_states, torch.from_numpy(np.asarray(edges)))
+            models.prm = PRM(graph.n_states, torch.from_numpy(np.asarray(edges)))
         if "ppo" in stages:
             models.tuned = table(graph.with_epsilon(epsilon_max))
         if "distill" in stages:
-            models.student, _ = distill(models.tuned, models.prm, problem.scales, config.distill)
+            models.student = distill(models.tuned, models.prm, problem.scales, config.distill).model
         parts = (models.pretrained, models.prm, models.tuned, models.student)
         found_subjects = subjects(graph, problem.task, problem.scales, *parts, epsilon_max, 64, 0)
         rows, times = {}, {}

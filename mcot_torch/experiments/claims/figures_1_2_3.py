@@ -50,9 +50,9 @@ def measure(point: Point) -> Row:
     from mcot_torch.training.loop import Context
 
     graph = synthetic("circulant", point["K"], point["M"], point["epsilon"], point["seed"])
-    found = search(exact_reasoner(graph), Scales.of(graph, graph.epsilon), context=Context(point["seed"]))
-    edges, true = set(map(tuple, found.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
-    return {"edges": found.edges.tolist(), "missed": len(true - edges), "false": len(edges - true)}
+    prm = search(exact_reasoner(graph), Scales.of(graph, graph.epsilon), context=Context(point["seed"])).model
+    edges, true = set(map(tuple, prm.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
+    return {"edges": prm.edges.tolist(), "missed": len(true - edges), "false": len(edges - true)}
 
 
 def _lifts(rho: int, epsilon: float) -> LiftedUnits:

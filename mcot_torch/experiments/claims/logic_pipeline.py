@@ -73,7 +73,6 @@ def measure(point: Point) -> Row:
     from mcot_torch.algorithms.distill import distill
     from mcot_torch.algorithms.ppo import ppo
     from mcot_torch.algorithms.pretrain import pretrain
-    from mcot_torch.algorithms.prm import PRM
     from mcot_torch.algorithms.search import search
     from mcot_torch.evaluation.subjects import measure as measure_subject
     from mcot_torch.evaluation.subjects import measure_lift, subjects
@@ -88,12 +87,11 @@ def measure(point: Point) -> Row:
     assert problem.actions is not None
     pretrained = build_reasoner(config.reasoner, graph.n_states, seed)
     pretrain(pretrained, graph, config.pretrain, context)
-    found = search(pretrained, scales, None, context)
-    prm, tuned = PRM.from_search(graph.n_states, found.edges), copy.deepcopy(pretrained)
+    prm, tuned = search(pretrained, scales, None, context).model, copy.deepcopy(pretrained)
     target = torch.zeros(graph.n_states, dtype=torch.bool)
     target[torch.from_numpy(task.target)] = True
     ppo(tuned, prm, scales, config.ppo, context, torch.from_numpy(task.start), target)
-    student, _ = distill(tuned, prm, scales, config.distill, context)
+    student = distill(tuned, prm, scales, config.distill, context).model
 
     e_max, walks = scales.epsilon_max, point["walks"]
     values = Values(problem.actions, config.logic.paths, scales, seed, pretrained, prm, tuned, student, e_max)

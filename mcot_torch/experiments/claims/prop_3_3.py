@@ -58,7 +58,7 @@ def points(settings: Settings) -> list[Point]:
 
 def measure(point: Point) -> Row:
     """Recall, precision and cost; at the largest budget also what guidance gains."""
-    from mcot_torch.algorithms.prm import PRM, guidance
+    from mcot_torch.algorithms.prm import guidance
     from mcot_torch.algorithms.search import search
     from mcot_torch.graphs.scales import Scales
     from mcot_torch.training.loop import Context
@@ -68,18 +68,18 @@ def measure(point: Point) -> Row:
     reasoner = exact_reasoner(graph)
     rounds = max(2, math.ceil(point["budget"] * k * math.log(max(k, 10))))  # as the default has it
     found = search(reasoner, Scales.of(graph, epsilon), SearchConfig(rounds=rounds), Context(point["seed"]))
-    edges, true = set(map(tuple, found.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
+    prm, transitions = found.model, found.cost.transitions
+    edges, true = set(map(tuple, prm.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
     result = {
         "rounds": rounds,
         "recall": len(edges & true) / len(true),
         "precision": len(edges & true) / len(edges) if edges else None,
-        "transitions": found.transitions,
-        "cost": found.transitions * epsilon / (k * m),
-        "cost_log": found.transitions * epsilon / (k * m * math.log(k)),
+        "transitions": transitions,
+        "cost": transitions * epsilon / (k * m),
+        "cost_log": transitions * epsilon / (k * m * math.log(k)),
     }
     before, after, ideal = [], [], []
     task = (start_law(graph), graph.members(k // 2))
-    prm = PRM.from_search(graph.n_states, found.edges)
     for gain in point["gains"]:
         scales = Scales.of(graph, gain * epsilon)
         table = step_table(reasoner, guidance(prm, scales))

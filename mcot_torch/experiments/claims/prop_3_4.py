@@ -132,11 +132,11 @@ def _transformer(graph: MetastableGraph, point: Point) -> Row:
             hard = r.kernel()[edges[:, 0], edges[:, 1]] / target
             return {"hard_step_mean": float(hard.mean())}
 
-        history = ppo(model, PRM.simulated(graph), Scales.of(graph, target), config, Context(seed, probe=probe))
+        tuned = ppo(model, PRM.simulated(graph), Scales.of(graph, target), config, Context(seed, probe=probe))
         for key, value in _outcome(graph, model.kernel().numpy(), reference, target).items():
             result.setdefault(key, []).append(value)
-        result["rounds"].append([line["step"] for line in history])
-        result["path"].append([line["hard_step_mean"] for line in history])
+        result["rounds"].append([line["step"] for line in tuned.history])
+        result["path"].append([line["hard_step_mean"] for line in tuned.history])
     return result
 
 

@@ -74,7 +74,7 @@ def measure(point: Point) -> Row:
 
     config = DistillConfig(transitions=int(point["T"]), beta=0.0)  # time as it is
     scales = Scales.of(graph, graph.epsilon)
-    student, _ = distill(exact_reasoner(graph), PRM.simulated(graph), scales, config, Context(point["seed"]))
+    student = distill(exact_reasoner(graph), PRM.simulated(graph), scales, config, Context(point["seed"])).model
     learned = student.kernel().numpy()
     edges = off & (q > 0)
     wrong = int((student.labels.numpy() != graph.clusters).sum())

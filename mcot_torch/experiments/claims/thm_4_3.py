@@ -80,7 +80,7 @@ def _distilled(graph: MetastableGraph, seed: int, target: int) -> float | None:
     from mcot_torch.training.loop import Context
 
     scales = Scales.of(graph, graph.epsilon)
-    student, _ = distill(exact_reasoner(graph), PRM.simulated(graph), scales, context=Context(seed))
+    student = distill(exact_reasoner(graph), PRM.simulated(graph), scales, context=Context(seed)).model
     labels = student.labels.numpy()
     start, end = labels[graph.entries[0]], labels[graph.entries[target]]
     if student.n_states != graph.n_clusters or start == end:

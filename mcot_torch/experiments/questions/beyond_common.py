@@ -19,6 +19,7 @@ from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.graphs.task import Task, TaskConfig, build_task
 from mcot_torch.reasoners import Reasoner
+from mcot_torch.training.result import Result
 
 __all__ = ["Problem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
 
@@ -83,8 +84,10 @@ def make_problem(point: dict[str, Any], epsilon_max: float | None = None, **opti
     return Problem(graph, task, scales, *times)
 
 
-def tune(problem: Problem, reasoner: Reasoner, prm: Any, seed: int, probe: Any = None, **options: Any) -> list[Row]:
-    """Algorithm 3 in place; a table gets the learning rate that suits it. Returns the logged lines."""
+def tune(
+    problem: Problem, reasoner: Reasoner, prm: Any, seed: int, probe: Any = None, **options: Any
+) -> Result[Reasoner]:
+    """Run Algorithm 3 in place; a table gets the learning rate that suits it."""
     from mcot_torch.algorithms.config import PPOConfig
     from mcot_torch.algorithms.ppo import ppo
     from mcot_torch.reasoners import LinearReasoner
@@ -100,20 +103,19 @@ def stages(problem: Problem, reasoner: Reasoner, seed: int, ppo_rounds: int, dis
     """Search, PPO and distillation on a pretrained `reasoner`, each held against the exact chain."""
     from mcot_torch.algorithms.config import DistillConfig
     from mcot_torch.algorithms.distill import distill
-    from mcot_torch.algorithms.prm import PRM
     from mcot_torch.algorithms.search import search
     from mcot_torch.evaluation.subjects import measure_lift, student_subject
     from mcot_torch.training.loop import Context
 
     graph, scales, task = problem.graph, problem.scales, problem.task
     found = search(reasoner, scales, None, Context(seed))
-    edges, true = (set(map(tuple, e.tolist())) for e in (found.edges, graph.sparse_edges))
+    prm = found.model
+    edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
     row: Row = {
         "recall": len(edges & true) / len(true),
         "precision": len(edges & true) / max(1, len(edges)),
-        "search_cost": found.transitions * graph.epsilon / graph.n_states,
+        "search_cost": found.cost.transitions * graph.epsilon / graph.n_states,
     }
-    prm = PRM.from_search(graph.n_states, found.edges)
     before = reasoner.kernel().numpy()
     tune(problem, reasoner, prm, seed, rounds=ppo_rounds)
     kernel = reasoner.kernel().numpy()
@@ -127,7 +129,7 @@ def stages(problem: Problem, reasoner: Reasoner, seed: int, ppo_rounds: int, dis
         "tuned": tuned,
         "tuned_error": None if tuned is None else tuned / problem.ideal - 1,
     }
-    student, _ = distill(reasoner, prm, scales, DistillConfig(transitions=dist), Context(seed))
+    student = distill(reasoner, prm, scales, DistillConfig(transitions=dist), Context(seed)).model
     subject = student_subject(student, graph.with_epsilon(scales.epsilon_max), task)
     lifted = measure_lift(student, reasoner, prm, graph, task, walks, seed)
     row |= {

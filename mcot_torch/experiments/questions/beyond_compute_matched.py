@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.errors import InputError
 from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
 from mcot_torch.experiments.questions.beyond_common import Problem, answer, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
-from mcot_torch.system.randomness import generator
+from mcot_torch.reasoners import Reasoner
 
 METHODS = {"none": "no search", "guided": "PRM guidance", "ppo": "PPO", "distill": "distillation (lifted)"}
 
@@ -66,7 +68,7 @@ def points(settings: Settings) -> list[Point]:
 def measure(point: Point) -> Row:
     """Transitions of the set-up, and the price of a solve."""
     from mcot_torch.algorithms.config import SearchConfig
-    from mcot_torch.algorithms.prm import PRM, guidance
+    from mcot_torch.algorithms.prm import guidance
     from mcot_torch.algorithms.search import resolve_search, search
     from mcot_torch.training.loop import Context
 
@@ -75,14 +77,14 @@ def measure(point: Point) -> Row:
     reasoner = exact_reasoner(graph)
     full = resolve_search(SearchConfig(), scales).rounds or 1
     found = search(reasoner, scales, SearchConfig(rounds=max(1, round(point["share"] * full))), Context(seed))
-    edges, true = (set(map(tuple, e.tolist())) for e in (found.edges, graph.sparse_edges))
-    prm = PRM.from_search(graph.n_states, found.edges)
+    prm, searched = found.model, found.cost.transitions
+    edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
     row: Row = {
         "base": problem.base,
         "ideal": problem.ideal,
         "recall": len(edges & true) / len(true),
-        "search": found.transitions,
-        "setup": found.transitions,
+        "search": searched,
+        "setup": searched,
         "arrived": 1.0,
     }
     if method == "guided":
@@ -91,24 +93,25 @@ def measure(point: Point) -> Row:
         solve = problem.time(policy(torch.arange(graph.n_states), log_p, None).exp().numpy())
     elif method == "ppo":
         work = {"rounds": 30, "learning_rate": 0.06}
-        lines = tune(
+        tuned = tune(
             problem, reasoner, prm, seed, **work, transitions=point["budget"], path_length=min(256, point["budget"])
         )
-        row["setup"] += int(lines[-1]["env_steps"])
+        row["setup"] += tuned.cost.transitions
         solve = problem.time(reasoner.kernel().numpy())
     else:
         solve, more, row["arrived"] = _student(problem, reasoner, prm, point)
-        row["setup"] += more
+        row["setup"] = None if more is None else searched + more
     return {**row, "solve": solve}
 
 
-def _student(problem: Problem, reasoner, prm, point: Point) -> tuple[float | None, int, float]:  # type: ignore[no-untyped-def]
-    """Steps of a lifted solve, transitions of labelling and T_dist, share of lifted paths that arrive.
+def _student(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point) -> tuple[float | None, int | None, float]:
+    """Steps of a lifted solve, transitions of distillation, share of lifted paths that arrive.
 
-    The student learns from the pretrained table and the PRM's hard steps, without PPO in between.
+    The student learns from the pretrained table and the PRM's hard steps, without PPO in between. Where distillation fails
+    there is no price of a solve, and the transitions of the attempt are None: `distill` reports its cost with its student.
     """
     from mcot_torch.algorithms.config import DistillConfig
-    from mcot_torch.algorithms.distill import distill, label_states
+    from mcot_torch.algorithms.distill import distill
     from mcot_torch.evaluation.subjects import measure_lift
     from mcot_torch.training.loop import Context
 
@@ -116,15 +119,14 @@ def _student(problem: Problem, reasoner, prm, point: Point) -> tuple[float | Non
     if not len(prm.edges):
         return None, 0, 0.0
     config = DistillConfig(transitions=point["budget"], path_length=min(2048, point["budget"] // 100), steps=800)
-    labels = label_states(reasoner, prm, scales, config.label_walks, generator(seed, "distill"))
-    spent = labels.transitions + point["budget"] // config.path_length * config.path_length
     try:
-        student, _ = distill(reasoner, prm, scales, config, Context(seed))
-        if not _always_arrives(student.kernel().numpy(), student.labels.numpy(), problem):
-            return None, spent, 0.0
-        lifted = measure_lift(student, reasoner, prm, graph, problem.task, point["walks"], seed)
-    except (ValueError, ZeroDivisionError):  # no hard step was sampled, so that time has no scale
+        distilled = distill(reasoner, prm, scales, config, Context(seed))
+    except InputError:  # no hard step was sampled, so that time has no scale
+        return None, None, 0.0
+    student, spent = distilled.model, distilled.cost.transitions
+    if not _always_arrives(student.kernel().numpy(), student.labels.numpy(), problem):
         return None, spent, 0.0
+    lifted = measure_lift(student, reasoner, prm, graph, problem.task, point["walks"], seed)
     share = lifted["lifted_valid"]
     return (lifted["lifted_steps"] if share > 0.99 else None), spent, share
 

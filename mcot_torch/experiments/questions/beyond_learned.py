@@ -50,8 +50,8 @@ def measure_model(point: Point) -> Row:
     if not point["ppo_rounds"]:
         return row
     found = search(reasoner, problem.scales, None, Context(point["seed"]))
-    prm = PRM.from_search(problem.graph.n_states, found.edges)
-    row |= _searched(problem, reasoner, prm, found.transitions)
+    prm = found.model
+    row |= _searched(problem, reasoner, prm, found.cost.transitions)
     row |= _distilled(problem, reasoner, prm, point, problem.graph.epsilon, point["dist"])
     few = point["few"] and _tuned(problem, copy.deepcopy(reasoner), prm, point, point["few"])["hard_min"]
     row |= _tuned(problem, reasoner, prm, point, point["rollout"]) | {"few_hard_min": few}
@@ -84,7 +84,7 @@ def _pretrained(problem: Problem, point: Point) -> tuple[Reasoner, Row]:
     reasoner = build_reasoner(ReasonerConfig(point["kind"]), graph.n_states, seed)
     context = Context(seed, probe=lambda r: errors(r.kernel().numpy()))
     begin = time.process_time()
-    lines = {int(line["step"]): line for line in pretrain(reasoner, graph, config, context)}
+    lines = {int(line["step"]): line for line in pretrain(reasoner, graph, config, context).history}
     seconds = time.process_time() - begin
     kernel, raw = (reasoner.kernel(cut=cut).numpy() for cut in (True, False))
     # the step T1 is logged right before its cut; with one stage the cut is the last thing that happens
@@ -137,10 +137,10 @@ def _tuned(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point, rollout
     def probe(r: Reasoner) -> dict[str, float]:
         return {"hard": float(problem.hard(r.kernel().numpy()).mean()) / aim}
 
-    lines = tune(
+    tuned = tune(
         problem, reasoner, prm, point["seed"], probe, rounds=point["ppo_rounds"], log_every=1, transitions=rollout
     )
-    outside = [line["step"] for line in lines if abs(line["hard"] - 1) > _NEAR]
+    outside = [line["step"] for line in tuned.history if abs(line["hard"] - 1) > _NEAR]
     rounds = 1 + max(outside, default=0)
     kernel = reasoner.kernel().numpy()
     hard = problem.hard(kernel) / aim
@@ -178,7 +178,7 @@ def _distilled(problem: Problem, teacher: Reasoner, prm: PRM, point: Point, epsi
     }
     for size in sizes:
         config = DistillConfig(transitions=int(size), steps=point["dist_steps"])
-        student, _ = distill(teacher, prm, problem.scales, config, Context(point["seed"]))
+        student = distill(teacher, prm, problem.scales, config, Context(point["seed"])).model
         order = student.labels.numpy()[graph.entries]  # clusters in the graph's order
         if student.n_states != k or len(set(order)) != k:
             row["dist_errors"].append(None)

@@ -144,8 +144,8 @@ def measure(point: Point) -> Row:
         "kl_coefficient": point["penalty"],
         "log_every": max(1, point["rounds"] // 20),
     }
-    lines = tune(problem, reasoner, PRM.simulated(graph), seed, probe, learning_rate=point["rate"], **options)
-    for line, state in zip(lines, path[1:], strict=True):
+    tuned = tune(problem, reasoner, PRM.simulated(graph), seed, probe, learning_rate=point["rate"], **options)
+    for line, state in zip(tuned.history, path[1:], strict=True):
         state["step"] = line["step"]
     ideal = _state(problem, graph.with_epsilon(problem.scales.epsilon_max).kernel(), before)
     row: Row = {key: [state[key] for state in path] for key in path[0]}

@@ -59,7 +59,7 @@ def measure(point: Point) -> Row:
     problem = make_problem(point)
     reasoner = exact_reasoner(problem.graph)
     transitions = max(1, point["budget"] // point["rounds"])
-    lines = tune(
+    tuned = tune(
         problem,
         reasoner,
         PRM.simulated(problem.graph),
@@ -72,8 +72,8 @@ def measure(point: Point) -> Row:
         learning_rate=point["rate"],
         log_every=1,
     )
-    steps = np.array([0] + [line["env_steps"] for line in lines])
-    paid = float(np.sum(np.diff(steps) * [line["mean_reward"] for line in lines]))
+    steps = np.array([0] + [line["env_steps"] for line in tuned.history])
+    paid = float(np.sum(np.diff(steps) * [line["mean_reward"] for line in tuned.history]))
     kernel, truth = reasoner.kernel().numpy(), problem.graph.kernel()
     time, after = problem.time(kernel), _others(problem, kernel)
     return {

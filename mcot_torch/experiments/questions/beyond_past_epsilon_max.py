@@ -77,12 +77,12 @@ def measure(point: Point) -> Row:
         "spectral": _spectral_accuracy(graph),
     }
     reasoner = exact_reasoner(graph)
-    found = search(reasoner, problem.scales, None, Context(point["seed"]))
+    found = search(reasoner, problem.scales, None, Context(point["seed"])).model
     edges, true = (set(map(tuple, e.tolist())) for e in (found.edges, graph.sparse_edges))
     row |= {"recall": len(edges & true) / len(true), "precision": len(edges & true) / max(1, len(edges))}
     prm = PRM.simulated(graph)
     config = DistillConfig(transitions=point["dist"], steps=800)
-    student, _ = distill(reasoner, prm, problem.scales, config, Context(point["seed"]))
+    student = distill(reasoner, prm, problem.scales, config, Context(point["seed"])).model
     labels = student.labels.numpy()
     start, end = int(labels[graph.entries[0]]), int(labels[task.target[0]])
     row["hops"] = hitting_time(student.kernel().numpy(), start, [end]) if start != end else None
