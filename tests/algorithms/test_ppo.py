@@ -613,7 +613,7 @@ def test_sampled_gradient_of_outcomes_is_the_exact_one(exact_reasoner):
         before = before @ kernel * ~out
     exact = occupied[:, None] * kernel * advantage
 
-    weight_of = kl_weights(model, true_prm(graph), Scales.of(graph, 0.2), config)
+    weight_of = kl_weights(model, true_prm(graph), Scales.of(graph, 0.2), weight)
 
     def roll(draw):
         walkers = torch.multinomial(start, walks, replacement=True, generator=draw)

@@ -8,7 +8,7 @@ import torch
 
 from mcot_torch import Context
 from mcot_torch.algorithms.config import PPOConfig
-from mcot_torch.algorithms.ppo import kl_weights, ppo
+from mcot_torch.algorithms.ppo import ppo
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import (
     Rollout,
@@ -279,8 +279,9 @@ def test_penalised_by_hand():
     np.testing.assert_allclose(paid, [[1 - 0.1 * math.log(2), -0.1 * math.log(2 / 3), 0]], rtol=1e-14)
 
 
-def test_discount(monkeypatch):
-    """By default that of the length of a rollout's walks, which for a longer window is the window."""
+@pytest.fixture
+def sampler_of(monkeypatch):
+    """(config, model) -> what PPO samples with, over three states with the known step 0 -> 1."""
     made = []
 
     class Watched(RolloutSampler):
@@ -290,12 +291,21 @@ def test_discount(monkeypatch):
 
     monkeypatch.setattr("mcot_torch.algorithms.ppo.RolloutSampler", Watched)
 
-    def discount(config, model):
+    def call(config, model):
         config.rounds, config.transitions = 1, 100
         start, target = torch.ones(3, dtype=torch.float64), torch.tensor([False, False, True])
         context = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
         ppo(model, PRM(3, torch.tensor([[0, 1]])), Scales(2, 3, 0.01, 0.1), config, context, start, target)
-        return made[-1].gamma
+        return made[-1]
+
+    return call
+
+
+def test_discount(sampler_of):
+    """By default that of the length of a rollout's walks, which for a longer window is the window."""
+
+    def discount(config, model):
+        return sampler_of(config, model).gamma
 
     table, longer = LinearReasoner(3), TransformerReasoner(3, 8, 8, 1, 2)
     assert discount(PPOConfig(), table) == 0
@@ -304,12 +314,11 @@ def test_discount(monkeypatch):
     assert discount(PPOConfig(reward="outcome", gamma=0.0), table) == 0
 
 
-def test_kl_weight():
+def test_kl_weight(sampler_of):
     log_ref = tensor([[0.99, 0.01, 0.0], [0.5, 0.25, 0.25]]).log()
-    states, prm = torch.tensor([0, 1]), PRM(3, torch.tensor([[0, 1]]))
 
     def weights(**options):
-        return kl_weights(LinearReasoner(3), prm, Scales(2, 3, 0.01, 0.1), PPOConfig(**options))(states, log_ref)
+        return sampler_of(PPOConfig(**options), LinearReasoner(3)).weight_of(torch.tensor([0, 1]), log_ref)
 
     np.testing.assert_allclose(weights()[0], 1 / math.log(0.1 * 0.99 / (0.01 * 0.9)))
     np.testing.assert_allclose(weights(kl_coefficient=0.3), [0.3, 0.3])

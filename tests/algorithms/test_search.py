@@ -284,7 +284,7 @@ def test_rl_mode_raises_the_steps_as_it_finds_them(exact_reasoner):
     def raise_them(edges):
         with torch.no_grad():
             model.logits.copy_(pretrained)
-        updates = sign_ascent(model, PRM.from_search(model.n_states, edges), scales)
+        updates = sign_ascent(model, PRM(model.n_states, edges), scales)
         sizes.append(len(edges))
         return Cost(1_000_000_000, 0, updates)
 
