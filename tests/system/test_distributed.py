@@ -33,7 +33,7 @@ from mcot_torch.system.randomness import generator
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.state import load_state
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 EACH_RANK = """\
 import os
