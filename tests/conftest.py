@@ -90,22 +90,17 @@ class Rollouts(list):
 
 @pytest.fixture
 def rollouts(monkeypatch):
-    """What PPO samples in each round; reaches for the two functions that it calls for it."""
-    import mcot_torch.algorithms.ppo as home
+    """What PPO samples in each round."""
+    from mcot_torch.algorithms.rollouts import RolloutSampler as Home
 
-    seen = Rollouts()
+    seen, sample = Rollouts(), Home.sample
 
-    def watched(sample):
-        def call(*arguments, **named):
-            result = sample(*arguments, **named)
-            rollout, *rest = result if isinstance(result, tuple) else (result,)
-            seen.append(seen.change(len(seen), rollout))
-            return (seen[-1], *rest) if rest else seen[-1]
+    def watched(self, draw):
+        rollout = sample(self, draw)
+        seen.append(seen.change(len(seen), rollout))
+        return seen[-1]
 
-        return call
-
-    for name in ("one_step_rollout", "gae_rollout"):
-        monkeypatch.setattr(home, name, watched(getattr(home, name)))
+    monkeypatch.setattr(Home, "sample", watched)
     return seen
 
 
@@ -127,15 +122,15 @@ def surrogates(monkeypatch):
 @pytest.fixture
 def hold_at_once(monkeypatch):
     """cells -> from now on a CPU holds so many predictions at once: rows are taken in blocks."""
-    from mcot_torch.reasoners import reasoner as home
+    from mcot_torch.system import blocks as home
 
-    return lambda cells: monkeypatch.setattr(home, "_CPU_CELLS", cells)
+    return lambda cells: monkeypatch.setattr(home, "_CPU_PREDICTIONS", cells)
 
 
 @pytest.fixture
 def list_when_shorter(monkeypatch):
     """times -> supported steps are listed where they are so many times fewer than the states; inf lists none."""
-    from mcot_torch.reasoners import reasoner as home
+    from mcot_torch.reasoners import support as home
 
     return lambda times: monkeypatch.setattr(home, "_SHORT", times)
 
@@ -160,23 +155,23 @@ class UnwatchedSteps:
     """
 
     def __init__(self, context):
-        from mcot_torch.algorithms.pretrain import PretrainConfig, PretrainStage
         from mcot_torch.reasoners import LinearReasoner
+        from mcot_torch.training.loop import TrainingLoop
 
-        self.stage = PretrainStage(LinearReasoner(32), None, PretrainConfig(), 0.01, context)
+        self.loop = TrainingLoop("pretrain", 100, context, model=LinearReasoner(32))
 
     def note(self, step, loss, norm):
         """A step that had this loss (float32) and this norm of its gradient."""
-        self.stage.step = step
-        self.stage._note_if_not_finite(torch.tensor(loss), torch.tensor(norm, dtype=torch.float64))
+        self.loop.step = step
+        self.loop._note_non_finite(torch.tensor(loss), torch.tensor(norm, dtype=torch.float64))
 
     def look(self):
         """What is done before a line is logged."""
-        self.stage.check_finite()
+        self.loop.check_finite()
 
     def save(self):
         """Save the state."""
-        self.stage.save()
+        self.loop._save()
 
 
 @pytest.fixture

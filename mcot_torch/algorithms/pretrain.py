@@ -80,7 +80,8 @@ def pretrain(
             if step + 1 == loop.total:
                 cut(reasoner, data, threshold, loop)
             loop.finish(step, {"loss": loss, "learning_rate": rate})
-    return Result(reasoner, loop.history, cost_of(reasoner, data))
+    n_cuts = 2 if config.steps_after_cut else 1
+    return Result(reasoner, loop.history, cost_of(reasoner, data, n_cuts))
 
 
 def training_data(reasoner: Reasoner, graph: MetastableGraph, config: PretrainConfig, seed: int) -> TrainingData:
@@ -107,11 +108,11 @@ def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
     return 0.1 if isinstance(reasoner, LinearReasoner) else 0.01
 
 
-def cost_of(reasoner: Reasoner, data: TrainingData) -> Cost:
-    """Cost of all steps on `data`, and of the paths on which the two cuts of a longer window are decided."""
+def cost_of(reasoner: Reasoner, data: TrainingData, n_cuts: int) -> Cost:
+    """Cost of all steps on `data`, and of the paths on which the cuts of a longer window are decided."""
     steps = len(data)
     if isinstance(data, PathData):
-        contexts = data.batch_size * data.length * (steps + 2 * _CUT_BATCHES)
+        contexts = data.batch_size * data.length * (steps + n_cuts * _CUT_BATCHES)
         return Cost(contexts, contexts, steps)
     return Cost(data.transitions, steps * reasoner.n_states, steps)
 

@@ -208,7 +208,7 @@ class Votes:
             raise ValueError("its votes are no table of steps and counts")
         if not bool(((votes[:, :2] >= 0) & (votes[:, :2] < n)).all()):
             raise ValueError(f"it votes for a step outside the states 0 .. {n - 1}")
-        if bool((votes[:, 2] < 0).any()) or bool((cost < 0).any()):
+        if cost.dtype != torch.int64 or bool((votes[:, 2] < 0).any()) or bool((cost < 0).any()):
             raise ValueError("it holds a count that is none")
         self.coverage = coverage.to(self.coverage.device)
         self._votes = {(x, y): count for x, y, count in votes.tolist()}

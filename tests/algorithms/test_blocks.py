@@ -11,7 +11,7 @@ from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, sparse_kernel, step_table
 from mcot_torch.training.config import TrainerConfig
 
 GRAPH = clustered_graph(4, 8, 0.02, seed=3)
@@ -34,10 +34,10 @@ def trained(kind, stage, **options):
         config = PretrainConfig(
             steps=6, steps_after_cut=6, threshold=0.01, transitions=20_000, path_length=20, log_every=4, **options
         )
-        return model, pretrain(model, GRAPH, config, context)
-    model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
+        return model, pretrain(model, GRAPH, config, context).history
+    model.support.set(torch.from_numpy(GRAPH.kernel() > 0))
     config = PPOConfig(rounds=2, epochs=3, transitions=4000, learning_rate=0.01, log_every=1, **options)
-    return model, ppo(model, PRM_, SCALES, config, context)
+    return model, ppo(model, PRM_, SCALES, config, context).history
 
 
 CASES = [
@@ -60,7 +60,7 @@ def test_a_stage_in_blocks(kind, stage, options, monkeypatch, hold_at_once):
     model, again = trained(kind, stage, **options)
     if kind != "window 4" and "gamma" not in options:  # walks with history, and values, take all contexts at once
         assert max(sizes) == 5
-    assert torch.equal(model.support, whole.support)
+    assert torch.equal(model.support.mask, whole.support.mask)
     for part, expected in zip(model.parameters(), whole.parameters(), strict=True):
         np.testing.assert_allclose(part.detach(), expected.detach(), rtol=1e-6, atol=1e-9)
     assert len(again) == len(history)
@@ -73,15 +73,15 @@ def test_a_kernel_in_blocks(policy, hold_at_once):
     model = reasoner("transformer")
     with torch.no_grad():
         model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
-    model.support.copy_(torch.from_numpy(GRAPH.kernel() > 0))
+    model.support.set(torch.from_numpy(GRAPH.kernel() > 0))
     whole, probed = model.kernel(policy=policy), make_probe(GRAPH)(model)
     hold_at_once(5 * 32)
     blocks = list(model.kernel_rows(policy=policy))
     assert [len(states) for states, _ in blocks] == [5, 5, 5, 5, 5, 5, 2]
     np.testing.assert_allclose(model.kernel(policy=policy), whole, rtol=1e-12)
-    sparse = model.to_scipy(policy)
+    sparse = sparse_kernel(model, policy)
     assert sparse.nnz == GRAPH.n_edges
     np.testing.assert_allclose(sparse.toarray(), whole, rtol=1e-12)
-    table = model.table(policy)
+    table = step_table(model, policy)
     np.testing.assert_allclose(table.to_edges(table.probabilities), whole, rtol=1e-12)
     assert make_probe(GRAPH)(model) == pytest.approx(probed, rel=1e-10)

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from mcot_torch import Context, chains
-from mcot_torch.algorithms.distill import DistillConfig, distill, label_states, lift, record_counts
+from mcot_torch.algorithms.distill import DistillConfig, cluster_counts, distill, label_states
+from mcot_torch.algorithms.lift import lift
 from mcot_torch.algorithms.prm import PRM
+from mcot_torch.algorithms.rollouts import transition_counts
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner, save_reasoner
-from mcot_torch.sampling.datasets import PairCounts
+from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.training.config import TrainerConfig
 
 
@@ -94,21 +96,21 @@ def test_pair_counts_of_labels_by_a_loop():
     counts = torch.randint(0, 5, (6, 6), generator=seeded(1)).double()
     labels = torch.tensor([0, 2, 1, 1, 0, 2])
     after = torch.stack([torch.randperm(6, generator=seeded(x))[:4] for x in range(6)])
-    data = PairCounts(after, counts[:, :4], labels, 3)
+    pairs = cluster_counts(after, counts[:, :4], labels)
     expected = np.zeros((3, 3))
     for x in range(6):
         for j in range(4):
             expected[labels[x], labels[after[x, j]]] += counts[x, j]
-    np.testing.assert_array_equal(data.counts, expected)
-    states, clusters, batch = data[2]
-    assert len(data) == 3
+    np.testing.assert_array_equal(pairs, expected)
+    states, clusters, batch = count_batch(pairs, dtype=torch.float64)
     assert states.tolist() == [[0], [1], [2]]
     assert clusters[:, 0].tolist() == [[0, 1, 2]] * 3
     np.testing.assert_array_equal(batch[:, 0], expected)
 
 
-def dense(after, counts):
+def dense(recorded):
     """(N, N) counts of the listed ones."""
+    after, counts = recorded.successors, recorded.counts
     n = len(counts)
     return torch.zeros(n, n, dtype=counts.dtype).scatter_add_(1, after.expand_as(counts), counts)
 
@@ -120,18 +122,36 @@ def test_recorded_counts(window, small_graph, exact_reasoner):
     else:
         model = TransformerReasoner(32, window, 16, 1, 2)
         model.support.set(torch.from_numpy(small_graph.kernel() > 0))
-    counts = dense(*record_counts(model, 10_000, 50, seeded(2)))
+    counts = dense(transition_counts(model, 200, 50, seeded(2)))
     assert float(counts.sum()) == 10_000
     assert (counts[~model.support.mask] == 0).all()
 
 
 @pytest.mark.parametrize("window", [1, 4])
-def test_counts_of_fewer_steps_than_a_path_are_one_path(window):
+def test_counts_of_one_path(window):
     model = table_of(np.roll(np.eye(5), 1, axis=1)) if window == 1 else TransformerReasoner(5, window, 16, 1, 2)
-    counts = dense(*record_counts(model, 3, 10, seeded(2)))
+    counts = dense(transition_counts(model, 1, 10, seeded(2)))
     assert float(counts.sum()) == 10
     if window == 1:  # twice round the ring, wherever it began
         np.testing.assert_array_equal(counts, 2 * np.roll(np.eye(5), 1, axis=1))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_fewer_steps_than_a_path_are_recorded_as_one_path(window, small_graph, exact_reasoner, monkeypatch):
+    recorded = []
+
+    def watched(*arguments):
+        recorded.append(transition_counts(*arguments))
+        return recorded[-1]
+
+    monkeypatch.setattr("mcot_torch.algorithms.distill.transition_counts", watched)
+    teacher = exact_reasoner(small_graph)
+    if window > 1:
+        teacher = TransformerReasoner(32, window, 16, 1, 2)
+        teacher.support.set(torch.from_numpy(small_graph.kernel() > 0))
+    config = DistillConfig(transitions=3, path_length=10, steps=1, beta=1.0)
+    distill(teacher, true_prm(small_graph), Scales.of(small_graph, 0.06), config, context())
+    assert [float(dense(x).sum()) for x in recorded] == [10]
 
 
 # ---- the student ----------------------------------------------------------------------------------------------------
@@ -142,7 +162,8 @@ def test_student_learns_the_pair_kernel_and_rescales_time(student, exact_reasone
     graph = clustered_graph(10, 32, 0.002)
     teacher = graph.with_epsilon(0.03)
     config = DistillConfig(student=student, steps=1200, learning_rate=0.1 if student == "linear" else 0.01)
-    model, history = distill(exact_reasoner(teacher), true_prm(graph), Scales.of(graph, 0.03), config, context())
+    result = distill(exact_reasoner(teacher), true_prm(graph), Scales.of(graph, 0.03), config, context())
+    model, history = result.model, result.history
     assert history[-1]["step"] == config.steps
     assert float(model.beta) == pytest.approx(math.log(32 / 0.03), rel=0.01)
     exact = chains.rescale(chains.pair_kernel(teacher.to_scipy(), graph.clusters, 10), math.log(32 / 0.03))
@@ -164,7 +185,7 @@ def test_hops_are_free_of_epsilon(exact_reasoner):
     for epsilon in (1e-2, 1e-4):
         graph = clustered_graph(6, 16, epsilon)
         config = DistillConfig(transitions=10**10, steps=1000)
-        model, _ = distill(exact_reasoner(graph), true_prm(graph), Scales.of(graph, 0.05), config, context())
+        model = distill(exact_reasoner(graph), true_prm(graph), Scales.of(graph, 0.05), config, context()).model
         times.append(chains.hitting_times(model.kernel().numpy(), [3])[0])
     np.testing.assert_allclose(times, times[0], rtol=0.05)
 
@@ -194,7 +215,7 @@ class Stop(Exception):
 def test_interrupted_distillation_ends_with_the_same_bits(small_graph, exact_reasoner, tmp_path):
     config = DistillConfig(transitions=100_000, steps=40, log_every=5)
     arguments = (exact_reasoner(small_graph), true_prm(small_graph), Scales.of(small_graph, 0.06), config)
-    whole, history = distill(*arguments, context())
+    whole = distill(*arguments, context())
 
     def stop(line):
         if line["step"] == 20:
@@ -202,9 +223,9 @@ def test_interrupted_distillation_ends_with_the_same_bits(small_graph, exact_rea
 
     with pytest.raises(Stop):
         distill(*arguments, context(folder=tmp_path, report=stop))
-    resumed, again = distill(*arguments, context(folder=tmp_path))
-    assert again == history
-    ours, theirs = whole.state_dict(), resumed.state_dict()
+    resumed = distill(*arguments, context(folder=tmp_path))
+    assert resumed.history == whole.history
+    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -214,7 +235,7 @@ def test_the_student_begins_from_the_seed_alone(small_graph, exact_reasoner):
     states = []
     for seed, elsewhere in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(elsewhere)  # what other code draws plays no part
-        states.append(distill(*arguments, context(seed))[0].model.state_dict())
+        states.append(distill(*arguments, context(seed)).model.model.state_dict())
     one, same, other = states
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
@@ -227,9 +248,9 @@ def test_the_student_begins_from_the_seed_alone(small_graph, exact_reasoner):
 def test_lifted_paths_are_valid_and_arrive(window, exact_reasoner):
     graph = clustered_graph(6, 8, 0.01, seed=2)
     table = exact_reasoner(graph)
-    student, _ = distill(
+    student = distill(
         table, true_prm(graph), Scales.of(graph, 0.06), DistillConfig(steps=300, transitions=10**8), context()
-    )
+    ).model
     teacher = table
     if window > 1:  # untrained, but it knows which steps there are
         teacher = TransformerReasoner(48, window, 16, 1, 2)
@@ -272,9 +293,9 @@ def test_lifted_paths_by_hand():
 def test_hop_without_a_known_step_is_given_up(exact_reasoner):
     graph = clustered_graph(6, 8, 0.01, seed=2)
     table = exact_reasoner(graph)
-    student, _ = distill(
+    student = distill(
         table, true_prm(graph), Scales.of(graph, 0.06), DistillConfig(steps=100, transitions=10**7), context()
-    )
+    ).model
     into = graph.clusters[graph.sparse_edges[:, 1]]
     unknown = PRM(48, torch.from_numpy(graph.sparse_edges[into != 3]))
     target = torch.zeros(48, dtype=torch.bool)

@@ -11,12 +11,11 @@ from scipy import stats
 from mcot_torch import Context
 from mcot_torch.algorithms.ppo import PPOConfig, ppo
 from mcot_torch.algorithms.pretrain import PretrainConfig, block_loss, pretrain
-from mcot_torch.algorithms.prm import PRM, guidance, tilt_strength
-from mcot_torch.algorithms.search import avoid
+from mcot_torch.algorithms.prm import PRM, avoid, guidance, tilt_strength
 from mcot_torch.evaluation.measures import make_probe
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner
+from mcot_torch.reasoners import LinearReasoner, Reasoner, TransformerReasoner, sparse_kernel, step_table, walks
 from mcot_torch.sampling.datasets import path_batch
 from mcot_torch.training.config import TrainerConfig
 
@@ -53,7 +52,7 @@ def model_of(kind, window):
     support = torch.zeros(N, N, dtype=torch.bool)
     for x in range(N):
         support[x, torch.randperm(N, generator=seeded(x))[: 1 + x % 5]] = True
-    model.support.copy_(support)
+    model.support.set(support)
     return model
 
 
@@ -68,24 +67,26 @@ def both(list_when_shorter, call):
 
 def spread(model, states, x):
     """(B, T, N) of what stands at the lists of the states, −inf elsewhere."""
-    return torch.full((*x.shape[:-1], N), -torch.inf, dtype=x.dtype).scatter(-1, model.listed(states), x)
+    return torch.full((*x.shape[:-1], N), -torch.inf, dtype=x.dtype).scatter(-1, model.support.successors_of(states), x)
 
 
 def test_what_the_lists_hold(list_when_shorter):
     list_when_shorter(2)
     model = model_of("linear", 1)
-    lists = model.lists
+    lists = model.support.successors
     assert lists.shape == (N, 5)
-    assert model.list_length == 5
+    assert model.support.width == 5
     for x in range(N):
         row = lists[x].tolist()
         assert row == sorted(set(row))
-        assert set(row) >= set(model.support[x].nonzero()[:, 0].tolist())
-    model.support[0, :7] = True  # 7 · 2 > 12
-    assert model.lists is None
-    assert model.list_length == N
-    model.cut_(torch.eye(N, dtype=torch.float64), 0.5)
-    assert model.lists.tolist() == [[x] for x in range(N)]
+        assert set(row) >= set(model.support.mask[x].nonzero()[:, 0].tolist())
+    mask = model.support.mask.clone()
+    mask[0, :7] = True  # 7 · 2 > 12
+    model.support.set(mask)
+    assert model.support.successors is None
+    assert model.support.width == N
+    model.support.cut(torch.eye(N, dtype=torch.float64), 0.5)
+    assert model.support.successors.tolist() == [[x] for x in range(N)]
 
 
 class Cold(TransformerReasoner):
@@ -103,11 +104,11 @@ def test_a_subclass_with_another_forward_is_heard(window, list_when_shorter):
     for weight, other in zip(model.parameters(), plain.parameters(), strict=True):
         weight.data.normal_(std=0.5, generator=seeded(1))
         other.data.copy_(weight)
-    model.support.copy_(model_of("linear", 1).support)
+    model.support.set(model_of("linear", 1).support.mask)
     states = torch.randint(N, (6, window), generator=seeded(2))
-    log_p = (5 * plain(states)).masked_fill(~model.support[states], -torch.inf).log_softmax(-1)
-    torch.testing.assert_close(spread(model, states, model.listed_log_probs(states)), log_p, rtol=1e-12, atol=1e-13)
-    walker = model.walker(torch.full((20_000,), 4), seeded(3))
+    log_p = (5 * plain(states)).masked_fill(~model.support.mask[states], -torch.inf).log_softmax(-1)
+    torch.testing.assert_close(spread(model, states, model.successor_log_probs(states)), log_p, rtol=1e-12, atol=1e-13)
+    walker = walks.walker(model, torch.full((20_000,), 4), seeded(3))
     counts = torch.bincount(walker.advance(1)[:, 0], minlength=N).numpy()
     p = model.log_probs(torch.tensor([[4]]))[0, 0].exp().detach().numpy()
     assert stats.chisquare(counts[p > 0], 20_000 * p[p > 0] / p.sum()).pvalue > 1e-7
@@ -116,9 +117,9 @@ def test_a_subclass_with_another_forward_is_heard(window, list_when_shorter):
 def test_models_made_in_inference_mode():
     with torch.inference_mode():
         model = LinearReasoner(32)
-        assert model.lists is None
-        model.support.copy_(torch.eye(32, dtype=torch.bool))
-        assert model.lists.tolist() == [[x] for x in range(32)]
+        assert model.support.successors is None
+        model.support.set(torch.eye(32, dtype=torch.bool))
+        assert model.support.successors.tolist() == [[x] for x in range(32)]
         np.testing.assert_allclose(model.kernel(), np.eye(32))
 
 
@@ -126,18 +127,18 @@ def test_a_policy_that_leaves_nothing_is_an_error(list_when_shorter):
     list_when_shorter(1)
     model = model_of("linear", 1)
     with pytest.raises(ValueError, match="state 0 has no successor"):  # its one step
-        model.table(avoid(torch.tensor([[0, int(model.support[0].int().argmax())]]), model))
+        step_table(model, avoid(torch.tensor([[0, int(model.support.mask[0].int().argmax())]]), model))
 
 
 def test_a_reference_that_may_do_more(list_when_shorter):
     """Total variation counts what the reference gives to steps that the policy has not."""
-    edges = torch.tensor([[4, int(model_of("linear", 1).support[4].int().argmax())]])
+    edges = torch.tensor([[4, int(model_of("linear", 1).support.mask[4].int().argmax())]])
 
     def metrics():
         model, reference = model_of("linear", 1), model_of("linear", 1)
-        reference.support.fill_(True)
+        reference.support.set(torch.ones(N, N))
         config = PPOConfig(rounds=1, epochs=1, learning_rate=STILL)
-        (found,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference)
+        (found,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference).history
         return found, reference.kernel(), model.kernel()
 
     for found, q, p in both(list_when_shorter, metrics):
@@ -146,10 +147,12 @@ def test_a_reference_that_may_do_more(list_when_shorter):
 
 def test_no_lists_before_the_cut():
     model = LinearReasoner(N)
-    assert model.lists is None
-    assert model.allowed(torch.arange(N)) is None
-    model.support[3, 4] = False
-    assert model.allowed(torch.tensor([3])).tolist() == [[y != 4 for y in range(N)]]
+    assert model.support.successors is None
+    assert model.support.allowed(torch.arange(N)) is None
+    mask = model.support.mask.clone()
+    mask[3, 4] = False
+    model.support.set(mask)
+    assert model.support.allowed(torch.tensor([3])).tolist() == [[y != 4 for y in range(N)]]
 
 
 @pytest.mark.parametrize(("kind", "window"), MODELS)
@@ -158,18 +161,21 @@ def test_predictions(kind, window, list_when_shorter):
     model = model_of(kind, window)
     states = torch.randint(N, (9, window), generator=seeded(2))
     after = torch.randint(N, (9, window, 3), generator=seeded(3))
-    logits = model(states).masked_fill(~model.support[states], -torch.inf)
+    logits = model(states).masked_fill(~model.support.mask[states], -torch.inf)
     log_p = logits - logits.logsumexp(-1, keepdim=True)
-    assert model.listed_log_probs(states).shape == (9, window, 5)
-    torch.testing.assert_close(spread(model, states, model.listed_log_probs(states)), log_p, rtol=1e-12, atol=1e-14)
+    assert model.successor_log_probs(states).shape == (9, window, 5)
+    torch.testing.assert_close(spread(model, states, model.successor_log_probs(states)), log_p, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(model.log_probs_of(states, after), log_p.gather(-1, after), rtol=1e-12, atol=1e-14)
     assert (model.log_probs_of(states, after) == -torch.inf).any()
     torch.testing.assert_close(model.log_probs_of(states, None), log_p, rtol=1e-12, atol=1e-14)
     table = torch.rand(N, N, generator=seeded(4))
-    assert torch.equal(model.pick(table, states), table[states].gather(-1, model.listed(states)))
-    supported = model.support.int().argmax(1)[states]
-    assert torch.equal(model.listed(states).gather(-1, model.places(states, supported)[..., None])[..., 0], supported)
-    places = model.places(states[..., None], after)  # of steps that no list names too
+    assert torch.equal(model.support.pick(table, states), table[states].gather(-1, model.support.successors_of(states)))
+    supported = model.support.mask.int().argmax(1)[states]
+    assert torch.equal(
+        model.support.successors_of(states).gather(-1, model.support.places(states, supported)[..., None])[..., 0],
+        supported,
+    )
+    places = model.support.places(states[..., None], after)  # of steps that no list names too
     assert 0 <= int(places.min()) <= int(places.max()) < 5
 
 
@@ -179,18 +185,18 @@ def test_tables_and_sparse_kernels(kind, window, list_when_shorter):
         for lists in (1, math.inf):
             list_when_shorter(lists)
             with pytest.raises(ValueError, match="window"):
-                model_of(kind, window).table()
+                step_table(model_of(kind, window))
             with pytest.raises(ValueError, match="window"):
-                model_of(kind, window).to_scipy()
+                sparse_kernel(model_of(kind, window))
         return
     model = model_of(kind, window)
     dense = model.kernel()
-    for sparse in both(list_when_shorter, lambda: model_of(kind, window).to_scipy()):
-        assert sparse.nnz == int(model.support.sum())
+    for sparse in both(list_when_shorter, lambda: sparse_kernel(model_of(kind, window))):
+        assert sparse.nnz == int(model.support.mask.sum())
         np.testing.assert_allclose(sparse.toarray(), dense, rtol=1e-12)
-    for table in both(list_when_shorter, lambda: model_of(kind, window).table()):
+    for table in both(list_when_shorter, lambda: step_table(model_of(kind, window))):
         np.testing.assert_allclose(table.to_edges(table.probabilities), dense, rtol=1e-12)
-        assert bool(model.support[torch.arange(N)[:, None], table.successors].all())  # padding repeats a real one
+        assert bool(model.support.mask[torch.arange(N)[:, None], table.successors].all())  # padding repeats a real one
 
 
 def test_policies_on_lists(list_when_shorter):
@@ -201,7 +207,7 @@ def test_policies_on_lists(list_when_shorter):
 
     def tables():
         model = model_of("linear", 1)
-        return [model.table(p) for p in (guidance(prm, scales), avoid(edges, model))]
+        return [step_table(model, p) for p in (guidance(prm, scales), avoid(edges, model))]
 
     avoided = kernel.clone()
     avoided[edges[:, 0], edges[:, 1]] = 0.0
@@ -222,9 +228,11 @@ def test_loss_and_gradient_of_pretraining(kind, window, list_when_shorter):
 
     def loss_and_gradient():
         model = model_of(kind, window)
-        seen = torch.where(model.support[states[..., None], after], counts.double(), 0.0)
-        places = model.places(states[..., None], after)
-        loss = block_loss(model, states, model.listed(states), model.allowed(states), places, seen, seen.sum())
+        seen = torch.where(model.support.mask[states[..., None], after], counts.double(), 0.0)
+        places = model.support.places(states[..., None], after)
+        loss = block_loss(
+            model, states, model.support.successors_of(states), model.support.allowed(states), places, seen, seen.sum()
+        )
         return loss, torch.autograd.grad(loss, list(model.parameters()))
 
     (loss, gradient), (again, listed) = both(list_when_shorter, loss_and_gradient)
@@ -242,11 +250,11 @@ def test_pretraining_through_the_cut(kind, list_when_shorter):
         if kind == "transformer":
             model.reset_parameters(seeded(0))
         config = PretrainConfig(steps=30, steps_after_cut=30, threshold=0.02, transitions=20_000, path_length=20)
-        return model, pretrain(model, graph, config, CONTEXT)
+        return model, pretrain(model, graph, config, CONTEXT).history
 
     (whole, history), (model, again) = both(list_when_shorter, trained)
-    assert model.lists is not None
-    assert torch.equal(model.support, whole.support)
+    assert model.support.successors is not None
+    assert torch.equal(model.support.mask, whole.support.mask)
     for a, b in zip(model.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
     for line, expected in zip(again, history, strict=True):
@@ -260,7 +268,7 @@ def test_a_round_of_ppo(kind, window, gamma, list_when_shorter, descents, rollou
 
     A round takes its first step at the policy that sampled; all that follows happens at another one, put in its place.
     """
-    edges = torch.stack([torch.arange(N), model_of(kind, window).support.int().argmax(1)], 1)[3:8]
+    edges = torch.stack([torch.arange(N), model_of(kind, window).support.mask.int().argmax(1)], 1)[3:8]
     settings = {"rounds": 1, "epochs": 2, "transitions": 600, "path_length": 10, "clip": 0.05, "gamma": gamma}
     settings |= {"entropy_coefficient": 0.1, "learning_rate": 0.5}
 
@@ -284,7 +292,7 @@ def test_a_round_of_ppo(kind, window, gamma, list_when_shorter, descents, rollou
 
         descents.then = put
         config = PPOConfig(**settings, **more)
-        (line,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference)
+        (line,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference).history
         return model, list(descents), rollouts[0], line
 
     def results():
@@ -309,7 +317,7 @@ def test_a_round_of_ppo(kind, window, gamma, list_when_shorter, descents, rollou
     loss, gradient, metrics, taken = results()
     list_when_shorter(math.inf)
     rollouts.change = lambda *_: whole
-    assert model_of(kind, window).lists is None
+    assert model_of(kind, window).support.successors is None
     dense_loss, dense_gradient, dense_metrics, dense_taken = results()
     assert loss == pytest.approx(dense_loss, rel=1e-10)
     for a, b in zip(gradient, dense_gradient, strict=True):
@@ -324,14 +332,14 @@ def test_a_round_of_ppo(kind, window, gamma, list_when_shorter, descents, rollou
 @pytest.mark.parametrize("gamma", [0.0, 0.9])
 def test_distance_from_the_optimum(gamma, list_when_shorter):
     """Without an entropy bonus the optimum is known, and so is how far from it the policy stands."""
-    edges = torch.tensor([[4, int(model_of("linear", 1).support[4].int().argmax())]])
+    edges = torch.tensor([[4, int(model_of("linear", 1).support.mask[4].int().argmax())]])
 
     def distance():
         model, reference = model_of("linear", 1), model_of("linear", 1)
         with torch.no_grad():
             model.logits.add_(0.5 * torch.randn(N, N, generator=seeded(9), dtype=torch.float64))
         config = PPOConfig(rounds=1, epochs=1, transitions=600, path_length=10, gamma=gamma, learning_rate=STILL)
-        (line,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference)
+        (line,) = ppo(model, PRM(N, edges), Scales(3, 4, 0.02, 0.1), config, CONTEXT, reference=reference).history
         return line["tv_to_optimum_max"]
 
     whole, listed = both(list_when_shorter, distance)
@@ -344,7 +352,7 @@ def test_walkers_with_history_follow_the_predictions(list_when_shorter):
     list_when_shorter(1)
     model = model_of("transformer", 4)
     for state in (4, 9):  # five supported steps
-        walker = model.walker(torch.full((20_000,), state), seeded(state))
+        walker = walks.walker(model, torch.full((20_000,), state), seeded(state))
         counts = torch.bincount(walker.advance(1)[:, 0], minlength=N).numpy()
         p = model.log_probs(torch.tensor([[state]]))[0, 0].exp().detach().numpy()
         assert (p > 0).sum() == 5
@@ -358,7 +366,7 @@ def test_what_training_logs(list_when_shorter):
     truth = graph.kernel()
     model = model_of("linear", 1)
     p = model.kernel().numpy()
-    support, tv, hard = model.support.numpy(), abs(p - truth).sum(1) / 2, p[tuple(graph.sparse_edges.T)]
+    support, tv, hard = model.support.mask.numpy(), abs(p - truth).sum(1) / 2, p[tuple(graph.sparse_edges.T)]
     expected = {
         "sup_error": abs(p - truth).max(),
         "row_tv_mean": tv.mean(),

@@ -13,20 +13,22 @@ from mcot_torch.algorithms.ppo import (
     clipped_surrogate,
     entropy,
     kl_divergence,
+    kl_weights,
     ppo,
     sign_ascent,
     surrogate_of_rollout,
 )
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.rollouts import Rollout, gae_rollout, kl_weight
+from mcot_torch.algorithms.rollouts import Rollout, gae_rollout
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, generate
+from mcot_torch.sampling.attempts import Attempts
 from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import load_state, save_state
+from mcot_torch.training.state import load_state, save_state
 
 
 def context(seed=0, probe=None):
@@ -199,7 +201,7 @@ def test_sign_form_through_ppo(small_graph, exact_reasoner):
     around = context(probe=lambda reasoner: {"rows": float(reasoner.kernel().sum())})
     around.report = lines.append
     model, scales = exact_reasoner(small_graph), Scales.of(small_graph, 0.06)
-    history = ppo(model, true_prm(small_graph), scales, PPOConfig(form="sign"), around)
+    history = ppo(model, true_prm(small_graph), scales, PPOConfig(form="sign"), around).history
     gap = math.log(0.06 * 0.98 / (0.02 * 0.94))
     assert history == lines
     assert history[0]["updates"] == math.ceil(gap / 0.2)
@@ -224,7 +226,7 @@ def fitted_transformer(graph, window=1):
     model = TransformerReasoner(graph.n_states, window, 32, 1, 2)
     model.reset_parameters(torch.Generator().manual_seed(0))
     states, _, counts = count_batch(torch.from_numpy(graph.kernel()))
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
     for step in range(400):
         for group in optimizer.param_groups:
@@ -249,7 +251,7 @@ def assert_raised(model, reference, graph):
 def test_clip_form_on_the_table(graph, exact_reasoner):
     model = exact_reasoner(graph)
     config = PPOConfig(rounds=40, transitions=200_000, learning_rate=0.01, log_every=10)
-    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context()).history
     assert_raised(model, graph.kernel(), graph)
     assert [line["step"] for line in history] == [10, 20, 30, 40]
     assert [line["env_steps"] for line in history] == [10 * i * 781 * 256 for i in (1, 2, 3, 4)]
@@ -298,7 +300,7 @@ def test_ratio_is_one_on_the_first_minibatch(kind, minibatches, graph, exact_rea
         model = exact_reasoner(graph)
     else:
         model = spread_out(TransformerReasoner(32, 4 if kind == "window 4" else 1, 16, 1, 2))
-        model.support.copy_(torch.from_numpy(graph.kernel() > 0))  # with the cut
+        model.support.set(torch.from_numpy(graph.kernel() > 0))  # with the cut
     config = PPOConfig(rounds=3, epochs=2, minibatches=minibatches, transitions=4000, learning_rate=0.01)
     ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
     ratios = [(log_p - old)[rollout.counts > 0].exp() for log_p, old, rollout in surrogates]
@@ -383,11 +385,11 @@ def test_a_round_ends_where_the_kl_limit_says_so(graph, exact_reasoner, descents
 def test_entropy_bonus_with_forbidden_steps(kind, graph, exact_reasoner):
     """It trains, and a large bonus ends near the uniform law over each row's support."""
     model = exact_reasoner(graph) if kind == "linear" else TransformerReasoner(32, 1, 32, 1, 2)
-    model.support.copy_(torch.from_numpy(graph.kernel() > 0))
+    model.support.set(torch.from_numpy(graph.kernel() > 0))
     rate = 0.05 if kind == "linear" else 0.01
     config = PPOConfig(rounds=20, transitions=4000, learning_rate=rate, entropy_coefficient=100.0)
-    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
-    uniform = model.support / model.support.sum(1, keepdim=True)
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context()).history
+    uniform = model.support.mask / model.support.mask.sum(1, keepdim=True)
     assert row_tv(model.kernel(), uniform).max() < 0.15
     assert all(math.isfinite(value) for line in history for value in line.values())
 
@@ -399,7 +401,7 @@ def test_metrics_against_loops(graph, exact_reasoner, descents, rollouts):
     elsewhere = spread_out(exact_reasoner(graph), 2)
     descents.then = lambda number, weights: weights[0].copy_(elsewhere.logits)
     config = PPOConfig(rounds=1, epochs=1, transitions=2000, learning_rate=0.5)
-    (metrics,) = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context())
+    (metrics,) = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context()).history
     q, n = model.kernel().numpy(), rollouts[0].counts[:, 0].numpy()
     kl = clip = h = 0.0
     for x in range(32):
@@ -423,7 +425,7 @@ def test_the_reference_is_what_the_reasoner_was(graph, exact_reasoner, descents,
     model = exact_reasoner(graph)
     config = PPOConfig(rounds=3, epochs=2, transitions=2000, log_every=1)
     descents.then = lambda number, weights: spread_out(model)
-    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, around(tmp_path))
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, around(tmp_path)).history
     moved = row_tv(model.kernel(), graph.kernel()).max()
     assert moved > 0.1
     assert history[-1]["tv_to_pretrained_max"] == pytest.approx(moved, rel=1e-10)
@@ -452,7 +454,7 @@ def test_two_armed_bandit(kind, weight, gamma):
         kl_coefficient=weight, gamma=gamma, gae_lambda=1.0, rounds=80, transitions=20_000, path_length=64,
         learning_rate=0.03 if kind == "linear" else 0.003,
     )  # fmt: skip
-    history = ppo(model, PRM(2, tensor([[0, 1]]).long()), Scales(1, 2, 0.1, 0.2), config, context())
+    history = ppo(model, PRM(2, tensor([[0, 1]]).long()), Scales(1, 2, 0.1, 0.2), config, context()).history
     np.testing.assert_allclose(model.kernel()[:, 1].numpy(), odds / (1 + odds), atol=0.01)
     assert abs(reference[0, 1] - odds[0] / (1 + odds[0])) > 0.08
     assert history[-1]["tv_to_optimum_max"] < 0.01
@@ -472,7 +474,7 @@ def test_saved_pieces_go_back_into_a_fresh_stage(graph, exact_reasoner, rollouts
         model = exact_reasoner(graph)
         config = PPOConfig(rounds=4, gamma=gamma, transitions=8, path_length=1, log_every=1)
         where = around(place, report)
-        history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, where, reference=reference)
+        history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, where, reference=reference).history
         return model, history
 
     other = spread_out(exact_reasoner(graph), 5)  # a reference that the reasoner never was
@@ -611,13 +613,15 @@ def test_sampled_gradient_of_outcomes_is_the_exact_one(exact_reasoner):
         before = before @ kernel * ~out
     exact = occupied[:, None] * kernel * advantage
 
-    def weight_of(states, log_ref):
-        return kl_weight(log_ref, torch.zeros_like(log_ref, dtype=torch.bool), Scales.of(graph, 0.2), config)
+    weight_of = kl_weights(model, true_prm(graph), Scales.of(graph, 0.2), weight)
 
     def roll(draw):
         walkers = torch.multinomial(start, walks, replacement=True, generator=draw)
         paid_out, values = target.double().expand(9, -1), torch.from_numpy(value)
-        return gae_rollout(model, reference, paid_out, target, values, walkers, weight_of, config, draw)[0]
+        attempts = Attempts.until(generate(model, walkers, config.path_length, draw), target)
+        return gae_rollout(
+            model, reference, attempts, paid_out, target, values, weight_of, config.gamma, config.gae_lambda
+        )[0]
 
     sampled = sampled_gradients(model, roll, model.logits, 600)
     free = allowed & (np.cumsum(allowed, 1) > 1) & (occupied > 10)[:, None]
@@ -647,7 +651,7 @@ def test_outcome_reward_of_one_step(graph, exact_reasoner):
     config = PPOConfig(
         reward="outcome", gamma=0.0, kl_coefficient=1.0, rounds=40, transitions=100_000, learning_rate=0.02
     )
-    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context(), start, target)
+    history = ppo(model, true_prm(graph), Scales.of(graph, EPSILON_MAX), config, context(), start, target).history
     ideal = graph.kernel() * np.where(target.numpy(), math.e, 1.0)
     ideal /= ideal.sum(1, keepdims=True)
     assert row_tv(ideal, graph.kernel()).max() > 0.1
@@ -666,7 +670,7 @@ def test_outcome_reward_on_a_ring_approaches_the_soft_optimum(exact_reasoner):
         transitions=8000, learning_rate=0.03, log_every=10,
     )  # fmt: skip
     model = exact_reasoner(graph)
-    history = ppo(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), start, target)
+    history = ppo(model, true_prm(graph), Scales.of(graph, 0.2), config, context(), start, target).history
 
     p, value = graph.kernel(), np.zeros(12)
     for _ in range(2000):
@@ -687,7 +691,7 @@ def test_outcome_rollouts_go_on_where_the_walkers_stood(exact_reasoner, rollouts
     The state of each round tells where they stand; whatever is learned, a state has one step.
     """
     model = LinearReasoner(5)
-    model.support.copy_(torch.roll(torch.eye(5), 1, dims=1).bool())
+    model.support.set(torch.roll(torch.eye(5), 1, dims=1).bool())
     start, target = tensor([1, 0, 0, 0, 0]), torch.tensor([False, False, False, False, True])
     config = PPOConfig(reward="outcome", gamma=0.9, rounds=3, transitions=9, path_length=3, log_every=1)
     states = []

@@ -140,7 +140,7 @@ def test_noise_of_scores(small_graph):
 
 @pytest.mark.parametrize("edges", [[[3, 5], [0, 1], [7, 2]], []])
 def test_save_and_load(edges, tmp_path):
-    prm = PRM.from_search(8, torch.tensor(edges, dtype=torch.int64).reshape(-1, 2))
+    prm = PRM(8, torch.tensor(edges, dtype=torch.int64).reshape(-1, 2))
     prm.save(tmp_path / "prm.csv")
     loaded = PRM.load(tmp_path / "prm.csv", 8)
     assert loaded.edges.tolist() == edges

@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from mcot_torch import Context
 from mcot_torch.algorithms.config import PPOConfig
+from mcot_torch.algorithms.ppo import ppo
+from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.rollouts import (
     Rollout,
-    discount,
+    RolloutSampler,
     gae,
     gae_rollout,
-    kl_weight,
     one_step_rollout,
     penalised,
     soft_values,
+    transition_counts,
 )
 from mcot_torch.graphs.scales import Scales
-from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
+from mcot_torch.reasoners import LinearReasoner, TransformerReasoner, generate
+from mcot_torch.sampling.attempts import Attempts
+from mcot_torch.training.config import TrainerConfig
 
 
 def tensor(values):
@@ -77,6 +82,14 @@ def test_gae_at_lambda_one_is_return_less_value():
 # ---- rollouts -------------------------------------------------------------------------------------------------------
 
 
+def marked(n, *steps):
+    """(N, N) bool, True at the steps."""
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    for x, y in steps:
+        mask[x, y] = True
+    return mask
+
+
 def no_penalty(states, log_ref):
     return torch.ones(states.shape, dtype=torch.float64)
 
@@ -91,11 +104,9 @@ def test_outcome_rollout_by_hand():
     model = table_of(cycle(3))
     terminal = torch.tensor([False, False, True])
     reward = terminal.double().expand(3, -1)
-    config = PPOConfig(reward="outcome", gamma=0.9, gae_lambda=0.5, transitions=20, path_length=4)
     values = tensor([0.1, 0.2, 7.0])  # the value of X_out is 0 whatever the table says
-    rollout, new_values, ended = gae_rollout(
-        model, model, reward, terminal, values, torch.zeros(5, dtype=torch.int64), no_penalty, config, seeded(0)
-    )
+    attempts = Attempts.until(generate(model, torch.zeros(5, dtype=torch.int64), 4, seeded(0)), terminal)
+    rollout, new_values = gae_rollout(model, model, attempts, reward, terminal, values, no_penalty, 0.9, 0.5)
     counts, gain = np.zeros((3, 3)), np.zeros((3, 3))
     counts[0, 1] = counts[1, 2] = 5
     gain[0, 1], gain[1, 2] = 5 * 0.44, 5 * 0.8
@@ -104,7 +115,7 @@ def test_outcome_rollout_by_hand():
     assert (rollout.loss == 0).all()
     assert rollout.states[:, 0].tolist() == [0, 1, 2]
     np.testing.assert_allclose(new_values, [0.54, 1.0, 7.0], rtol=1e-12)
-    assert ended.tolist() == [2] * 5
+    assert attempts.final.tolist() == [2] * 5
     assert rollout.n_samples == 10
     assert rollout.mean_reward == 0.5
     # returns .54 and 1, residuals .44 and .8
@@ -115,21 +126,19 @@ def test_outcome_rollout_by_hand():
 def test_truncated_rollout_bootstraps():
     model = table_of(cycle(3))
     terminal = torch.tensor([False, False, True])
-    config = PPOConfig(reward="outcome", gamma=0.9, gae_lambda=0.5, transitions=3, path_length=1)
-    rollout, new_values, ended = gae_rollout(
-        model, model, terminal.double().expand(3, -1), terminal, tensor([0.5, 0.2, 0.0]),
-        torch.zeros(3, dtype=torch.int64), no_penalty, config, seeded(0),
-    )  # fmt: skip
-    assert ended.tolist() == [1, 1, 1]
+    attempts = Attempts.until(generate(model, torch.zeros(3, dtype=torch.int64), 1, seeded(0)), terminal)
+    reward, values = terminal.double().expand(3, -1), tensor([0.5, 0.2, 0.0])
+    rollout, new_values = gae_rollout(model, model, attempts, reward, terminal, values, no_penalty, 0.9, 0.5)
+    assert attempts.final.tolist() == [1, 1, 1]
     assert float(rollout.loss[0, 0, 1]) == pytest.approx(3 * (0.5 - 0.18), rel=1e-12)
     np.testing.assert_allclose(new_values, [0.18, 0.2, 0.0], rtol=1e-12)
 
 
 def rows(model, states, x):
     """(B, T, N) of what a rollout holds of the listed steps."""
-    if model.lists is None:
+    if model.support.successors is None:
         return x
-    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.listed(states), x)
+    return torch.zeros(*x.shape[:-1], model.n_states, dtype=x.dtype).scatter(-1, model.support.successors_of(states), x)
 
 
 @pytest.mark.parametrize("short", [math.inf, 1], ids=["whole rows", "lists"])
@@ -145,23 +154,22 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, list_when_shor
         with torch.no_grad():
             for p in model.parameters():
                 p.normal_(std=0.7, generator=draw)
-        model.support.fill_diagonal_(False)
-        model.support[0, 1] = model.support[2, 3] = False
+        model.support.set(~torch.eye(n, dtype=torch.bool) & ~marked(n, (0, 1), (2, 3)))
         models.append(model)
-    assert (models[0].lists is None) == (short > 1)
+    assert (models[0].support.successors is None) == (short > 1)
     policy, reference = models
     reward = torch.randn(n, n, dtype=torch.float64, generator=draw)
     terminal = torch.tensor([False] * (n - 1) + [True])
     values = torch.randn(n, dtype=torch.float64, generator=draw)
     weight = torch.rand(n, dtype=torch.float64, generator=draw)
     length, walkers = (7, 40) if window == 1 else (window, 40)
-    config = PPOConfig(gamma=gamma, gae_lambda=lam, transitions=walkers * length, path_length=length)
     starts = torch.arange(walkers) % (n - 1)
     with torch.no_grad():
-        rollout, new_values, ended = gae_rollout(
-            policy, reference, reward, terminal, values, starts, lambda s, _: weight[s], config, seeded(4)
+        paths = generate(policy, starts, length, seeded(4))
+        attempts = Attempts.until(paths, terminal)
+        rollout, new_values = gae_rollout(
+            policy, reference, attempts, reward, terminal, values, lambda s, _: weight[s], gamma, lam
         )
-        paths = policy.generate(starts, length, seeded(4))
 
     counts, gain, loss = {}, {}, {}
     returns = [[] for _ in range(n)]
@@ -189,7 +197,7 @@ def test_rollout_against_a_loop_over_samples(kind, window, short, list_when_shor
             loss[key] = loss.get(key, 0.0) + max(-advantage, 0.0)
             returns[path[t]].append(advantage + v[t])
             total += reward[path[t], path[t + 1]].item()
-        assert ended[b] == (path[-1] if arrived is None else path[arrived])
+        assert attempts.final[b] == (path[-1] if arrived is None else path[arrived])
     assert rollout.n_samples == sum(counts.values())
     assert rollout.mean_reward == pytest.approx(total / rollout.n_samples, rel=1e-10)
     for found, expected in ((rollout.counts, counts), (rollout.gain, gain), (rollout.loss, loss)):
@@ -212,13 +220,12 @@ def test_one_step_rollout_against_a_loop(short, list_when_shorter):
     draw = seeded(5)
     policy, reference = (table_of(torch.rand(n, n, generator=draw) + 0.1) for _ in range(2))
     for model in (policy, reference):
-        model.support.fill_diagonal_(False)
-        model.support[1, 2] = False
+        model.support.set(~torch.eye(n, dtype=torch.bool) & ~marked(n, (1, 2)))
     reward = torch.rand(n, n, dtype=torch.float64, generator=draw)
     weight = tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    config = PPOConfig(transitions=3000, path_length=10)
     with torch.no_grad():
-        rollout = one_step_rollout(policy, reference, reward, lambda s, _: weight[s], config, draw)
+        sampled = transition_counts(policy, 300, 10, draw)
+        rollout = one_step_rollout(policy, reference, sampled, reward, lambda s, _: weight[s])
     p, q = policy.kernel(), reference.kernel()
     counts, gain, loss = (rows(policy, rollout.states, x)[:, 0] for x in (rollout.counts, rollout.gain, rollout.loss))
     assert rollout.n_samples == int(counts.sum()) == 3000
@@ -248,9 +255,8 @@ def test_equal_rewards_have_no_advantage():
     reward[2] = 1.0
     reward[3, 0] = 1.0
     with torch.no_grad():
-        rollout = one_step_rollout(
-            model, model, reward, no_penalty, PPOConfig(transitions=400, path_length=4), seeded(6)
-        )
+        sampled = transition_counts(model, 100, 4, seeded(6))
+        rollout = one_step_rollout(model, model, sampled, reward, no_penalty)
     assert (rollout.gain[:3] == 0).all()
     assert (rollout.loss[:3] == 0).all()
     assert float(rollout.gain[3, 0, 0]) == pytest.approx(0.75 * float(rollout.counts[3, 0, 0]), rel=1e-12)
@@ -273,20 +279,50 @@ def test_penalised_by_hand():
     np.testing.assert_allclose(paid, [[1 - 0.1 * math.log(2), -0.1 * math.log(2 / 3), 0]], rtol=1e-14)
 
 
-def test_discount_and_kl_weight():
+@pytest.fixture
+def sampler_of(monkeypatch):
+    """(config, model) -> what PPO samples with, over three states with the known step 0 -> 1."""
+    made = []
+
+    class Watched(RolloutSampler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr("mcot_torch.algorithms.ppo.RolloutSampler", Watched)
+
+    def call(config, model):
+        config.rounds, config.transitions = 1, 100
+        start, target = torch.ones(3, dtype=torch.float64), torch.tensor([False, False, True])
+        context = Context(trainer=TrainerConfig(accelerator="cpu", progress=False))
+        ppo(model, PRM(3, torch.tensor([[0, 1]])), Scales(2, 3, 0.01, 0.1), config, context, start, target)
+        return made[-1]
+
+    return call
+
+
+def test_discount(sampler_of):
+    """By default that of the length of a rollout's walks, which for a longer window is the window."""
+
+    def discount(config, model):
+        return sampler_of(config, model).gamma
+
     table, longer = LinearReasoner(3), TransformerReasoner(3, 8, 8, 1, 2)
     assert discount(PPOConfig(), table) == 0
     assert discount(PPOConfig(reward="outcome", path_length=100), table) == pytest.approx(0.99)
     assert discount(PPOConfig(reward="outcome", path_length=100), longer) == pytest.approx(1 - 1 / 8)
     assert discount(PPOConfig(reward="outcome", gamma=0.0), table) == 0
+
+
+def test_kl_weight(sampler_of):
     log_ref = tensor([[0.99, 0.01, 0.0], [0.5, 0.25, 0.25]]).log()
-    known = torch.tensor([[False, True, False], [False, False, False]])
-    scales = Scales(2, 3, 0.01, 0.1)
-    np.testing.assert_allclose(
-        kl_weight(log_ref, known, scales, PPOConfig())[0], 1 / math.log(0.1 * 0.99 / (0.01 * 0.9))
-    )
-    np.testing.assert_allclose(kl_weight(log_ref, known, scales, PPOConfig(kl_coefficient=0.3)), 0.3)
-    np.testing.assert_allclose(kl_weight(log_ref, known, scales, PPOConfig(reward="outcome")), 0.05)
+
+    def weights(**options):
+        return sampler_of(PPOConfig(**options), LinearReasoner(3)).weight_of(torch.tensor([0, 1]), log_ref)
+
+    np.testing.assert_allclose(weights()[0], 1 / math.log(0.1 * 0.99 / (0.01 * 0.9)))
+    np.testing.assert_allclose(weights(kl_coefficient=0.3), [0.3, 0.3])
+    np.testing.assert_allclose(weights(reward="outcome"), [0.05, 0.05])
 
 
 # ---- the optimum ----------------------------------------------------------------------------------------------------

@@ -11,21 +11,16 @@ import torch
 import mcot_torch.algorithms.search as search_module
 from mcot_torch import Context
 from mcot_torch.algorithms.ppo import sign_ascent
-from mcot_torch.algorithms.prm import PRM
-from mcot_torch.algorithms.search import (
-    SearchConfig,
-    _checked,
-    avoid,
-    estimate_cluster,
-    resolve_search,
-    search,
-    search_rounds,
-)
+from mcot_torch.algorithms.prm import PRM, avoid
+from mcot_torch.algorithms.search import SearchConfig, Votes, estimate_cluster, resolve_search, search, search_rounds
+from mcot_torch.errors import InputError
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, step_table
 from mcot_torch.training.config import TrainerConfig
+from mcot_torch.training.result import Cost
+from mcot_torch.training.state import save_state
 
 
 def as_set(edges):
@@ -135,17 +130,17 @@ def test_finds_every_hard_step_and_no_other(seed, exact_reasoner):
     model = exact_reasoner(graph)
     before = model.logits.detach().clone()
     result = search(model, Scales.of(graph, 0.03), context=context(seed))
-    assert as_set(result.edges) == as_set(graph.sparse_edges)
-    assert len(result.edges) == len(result.votes) == 30
-    assert int(result.votes.min()) >= 2
-    assert 8 < result.transitions * 0.002 / (10 * 32) < 25
+    assert as_set(result.model.edges) == as_set(graph.sparse_edges)
+    assert len(result.model.edges) == len(result.model.votes) == 30
+    assert int(result.model.votes.min()) >= 2
+    assert 8 < result.cost.transitions * 0.002 / (10 * 32) < 25
     assert torch.equal(model.logits, before)
-    assert result.history[-1]["transitions"] == result.transitions
+    assert result.history[-1]["transitions"] == result.cost.transitions
     assert result.history[-1]["edges"] == 30
     again = search(model, Scales.of(graph, 0.03), context=context(seed))
-    assert torch.equal(result.edges, again.edges)
-    assert torch.equal(result.votes, again.votes)
-    assert again.transitions == result.transitions
+    assert torch.equal(result.model.edges, again.model.edges)
+    assert torch.equal(result.model.votes, again.model.votes)
+    assert again.cost.transitions == result.cost.transitions
 
 
 @pytest.mark.parametrize("n_clusters", [2, 3, 4, 6])
@@ -153,7 +148,7 @@ def test_defaults_suffice_for_few_clusters(n_clusters, exact_reasoner):
     jumps = [1] if n_clusters < 4 else [1, 2, -1]
     graph = clustered_graph(n_clusters, 16, 0.005, jumps, seed=5)
     result = search(exact_reasoner(graph), Scales.of(graph, 0.03), context=context(4))
-    assert as_set(result.edges) == as_set(graph.sparse_edges)
+    assert as_set(result.model.edges) == as_set(graph.sparse_edges)
 
 
 def test_starts_are_drawn_where_the_fewest_clusters_were(monkeypatch):
@@ -171,9 +166,9 @@ def test_starts_are_drawn_where_the_fewest_clusters_were(monkeypatch):
 
 def test_nothing_found_is_an_empty_result():
     result = search(table_of([[0, 1], [1, 0]]), Scales(2, 2, 0.1, 0.2), context=context())
-    assert result.edges.shape == (0, 2)
-    assert result.votes.shape == (0,)
-    assert result.edges.dtype == result.votes.dtype == torch.int64
+    assert result.model.edges.shape == (0, 2)
+    assert result.model.votes.shape == (0,)
+    assert result.model.edges.dtype == result.model.votes.dtype == torch.int64
 
 
 class Stop(Exception):
@@ -200,13 +195,13 @@ def test_interrupted_search_goes_on_where_it_was(stop_after, small_graph, exact_
     monkeypatch.setattr(search_module, "search_rounds", counted := Counted(search_module.search_rounds))
     resumed = search(model, scales, config, context(5, tmp_path))
     assert counted.calls == chunks - stop_after  # what was done is not done again
-    assert torch.equal(resumed.edges, whole.edges)
-    assert torch.equal(resumed.votes, whole.votes)
-    assert resumed.transitions == whole.transitions
+    assert torch.equal(resumed.model.edges, whole.model.edges)
+    assert torch.equal(resumed.model.votes, whole.model.votes)
+    assert resumed.cost.transitions == whole.cost.transitions
     assert resumed.history == whole.history
     finished = search(model, scales, config, context(5, tmp_path))
     assert counted.calls == chunks - stop_after
-    assert torch.equal(finished.votes, whole.votes)
+    assert torch.equal(finished.model.votes, whole.model.votes)
 
 
 class Counted:
@@ -223,31 +218,51 @@ class Counted:
     [
         ({}, None),
         ({"votes": [[0, 3, 2**63 - 1]]}, None),
-        ({"transitions": 0, "done": 0}, None),
-        ({"votes": [[0, 3, 2**63]]}, "a count that is none"),  # no int64
+        ({"cost": [0, 0, 0]}, None),
+        ({"votes": torch.tensor([[0, 3, 2**63]], dtype=torch.uint64)}, "no table of steps and counts"),  # no int64
         ({"votes": [[0, 3, -1]]}, "a count that is none"),
-        ({"votes": [[0, 3, 0.5]]}, "a count that is none"),
-        ({"transitions": 2**63}, "a count that is none"),
-        ({"done": -1}, "a count that is none"),
+        ({"votes": [[0.0, 3.0, 0.5]]}, "no table of steps and counts"),
+        ({"votes": [[0, 3]]}, "no table of steps and counts"),
+        ({"cost": torch.tensor([2**63, 0, 0], dtype=torch.uint64)}, "a count that is none"),
+        ({"cost": [0.5, 0.0, 0.0]}, "a count that is none"),
+        ({"cost": [7, -1, 2]}, "a count that is none"),
+        ({"cost": [7, 8]}, "no table of steps and counts"),
+        ({"step": -1}, "it stands at step -1 of 2"),
+        ({"step": 3}, "it stands at step 3 of 2"),
         ({"votes": [[0, 4, 1]]}, r"outside the states 0 \.\. 3"),
         ({"votes": [[-1, 0, 1]]}, r"outside the states 0 \.\. 3"),
-        ({"coverage": torch.zeros(5, dtype=torch.int64)}, "covers 5 states, and there are 4"),
-        ({"coverage": torch.zeros(4)}, "covers 4 states"),
-        ({"model.logits": torch.full((4, 4), math.nan)}, "not finite"),
+        ({"coverage": [0] * 5}, "covers 5 states, and there are 4"),
+        ({"coverage": [0.0] * 4}, "covers 4 states"),
+        ({"logits": torch.full((4, 4), math.nan, dtype=torch.float64)}, "not finite"),
     ],
 )
-def test_a_saved_state_is_checked(change, message):
-    tensors = {"coverage": torch.tensor([3, 1, 4, 1])}
-    meta = {"votes": [[0, 3, 2], [3, 0, 1]], "transitions": 7, "done": 2}
-    for key, value in change.items():
-        (tensors if isinstance(value, torch.Tensor) else meta)[key] = value
+def test_a_saved_state_is_checked(change, message, tmp_path):
+    """As a search in RL mode finds it that has finished."""
+    extra = {"coverage": [3, 1, 4, 1], "votes": [[0, 3, 2], [3, 0, 1]], "cost": [7, 8, 2]}
+    extra = {key: torch.as_tensor(change.get(key, x)) for key, x in extra.items()}
+    model = {"support": torch.ones(4, 4, dtype=torch.bool), "logits": torch.zeros(4, 4, dtype=torch.float64)}
+    model = {key: change.get(key, x) for key, x in model.items()}
+    tensors = {**{f"extra.{key}": x for key, x in extra.items()}, **{f"model.{key}": x for key, x in model.items()}}
+    meta = {"step": change.get("step", 2), "total": 2, "history": [{"step": 2, "transitions": 7, "edges": 2}]}
+    save_state(tmp_path / "state.safetensors", tensors, meta)
+
+    def run():
+        config = SearchConfig(rounds=2, mode="rl", min_votes=1)
+        return search(LinearReasoner(4), Scales(2, 2, 0.1, 0.2), config, context(folder=tmp_path))
+
     if message:
-        with pytest.raises(ValueError, match=message):
-            _checked(tensors, meta, LinearReasoner(4))
+        with pytest.raises(InputError, match=rf"state\.safetensors: the saved state cannot be read .*{message}"):
+            run()
         return
-    coverage, votes = _checked(tensors, meta, LinearReasoner(4))
-    assert coverage.tolist() == [3, 1, 4, 1]
-    assert votes == {(x, y): n for x, y, n in meta["votes"]}
+    result = run()
+    assert result.model.edges.tolist() == [[x, y] for x, y, _ in extra["votes"].tolist()]
+    assert result.model.votes.tolist() == [n for _, _, n in extra["votes"].tolist()]
+    assert result.cost == Cost(*extra["cost"].tolist())
+    assert result.history == meta["history"]
+    votes = Votes(4, 1, torch.device("cpu"))
+    votes.load_state_dict(extra)
+    assert votes.coverage.tolist() == [3, 1, 4, 1]
+    assert all(torch.equal(x, extra[key]) for key, x in votes.state_dict().items())
 
 
 def test_avoid_never_takes_the_given_steps(small_graph, exact_reasoner):
@@ -269,14 +284,14 @@ def test_rl_mode_raises_the_steps_as_it_finds_them(exact_reasoner):
     def raise_them(edges):
         with torch.no_grad():
             model.logits.copy_(pretrained)
-        sign_ascent(model, PRM.from_search(model.n_states, edges), scales)
+        updates = sign_ascent(model, PRM(model.n_states, edges), scales)
         sizes.append(len(edges))
-        return 1_000_000_000
+        return Cost(1_000_000_000, 0, updates)
 
     result = search(model, scales, SearchConfig(mode="rl", rounds=60), context(1), raise_them)
-    assert as_set(result.edges) == as_set(graph.sparse_edges)
+    assert as_set(result.model.edges) == as_set(graph.sparse_edges)
     assert all(after > before for before, after in itertools.pairwise([0, *sizes]))  # only where a step was found
-    assert result.transitions // 1_000_000_000 == len(sizes)  # what Algorithm 3 samples is part of the cost
+    assert result.cost.transitions // 1_000_000_000 == len(sizes)  # what Algorithm 3 samples is part of the cost
     np.testing.assert_allclose(model.kernel(), graph.with_epsilon(0.04).kernel(), rtol=1e-9, atol=0)
 
 
@@ -285,4 +300,4 @@ def test_weights_and_free_entries(exact_reasoner):
     assert isinstance(graph, MetastableGraph)
     config = SearchConfig(rounds=120)
     result = search(exact_reasoner(graph), Scales.of(graph, 0.03), config, context(3))
-    assert as_set(result.edges) == as_set(graph.sparse_edges)
+    assert as_set(result.model.edges) == as_set(graph.sparse_edges)

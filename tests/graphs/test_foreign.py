@@ -1,4 +1,4 @@
-"""Files of other tools as strangers write them: what fuzzing found (tests/trust/fuzz.py), bombs, and every kind that is right."""
+"""Files of other tools as strangers write them: what fuzzing found (tools/fuzz.py), bombs, and every kind that is right."""
 
 from __future__ import annotations
 

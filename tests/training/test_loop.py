@@ -1,5 +1,6 @@
 """The shared training loop: where it begins, what it saves, how it stops, and that both device paths agree."""
 
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.training import loop as loop_module
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.devices import FabricDevices
-from mcot_torch.training.loop import TrainingLoop
+from mcot_torch.training.loop import TrainingLoop, cosine
 from mcot_torch.training.state import load_state
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,12 @@ def test_threads_and_determinism_are_restored():
     assert inside == [(2, True)]
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_cosine():
+    assert [cosine(s, 4) for s in (0, 4, 9)] == pytest.approx([1, 0, 0])
+    assert cosine(2, 4) == pytest.approx(0.5)
+    assert cosine(1, 4) == pytest.approx((1 + math.sqrt(0.5)) / 2)
 
 
 @pytest.mark.parametrize("kind", ["linear", "transformer"])

@@ -23,7 +23,7 @@ from mcot_torch.runs.config import config_hash, load_config, parse_train
 from mcot_torch.runs.pipeline import load_run, run
 from mcot_torch.runs.run_folder import RunFolder
 from mcot_torch.system.files import digest, read_json, save_tensors, whole_file, write_text
-from mcot_torch.training.loop import load_state
+from mcot_torch.training.state import load_state
 
 WORDS = shlex.split(
     "--graph.n_clusters 4 --graph.cluster_size 4 --graph.cluster complete --graph.epsilon .02 --graph.epsilon_max .1 "

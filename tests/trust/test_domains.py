@@ -18,7 +18,7 @@ from mcot_torch.runs.memory import check_memory, memory, tables
 from mcot_torch.runs.pipeline import prepare
 from mcot_torch.system.arguments import _key_types
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
 from test_config import BAD_COMMAND_LINES, BAD_FILES
 
 LOW = "; it is a probability a step and must lie in (0, 1)"

@@ -15,7 +15,7 @@ import torch
 
 from mcot_torch import cli
 from mcot_torch.errors import InputError
-from mcot_torch.training.loop import load_state
+from mcot_torch.training.state import load_state
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = shlex.split(

@@ -89,7 +89,7 @@ MODELS = [("linear", 1), ("transformer", 1), ("transformer", 4)]
 def test_pretraining(kind, window, tied, wide):
     """L(W) of Algorithm 1 as the stage descends it, with observations of steps that are cut."""
     model = random_model(kind, window, **({"tied": True} if tied else {}))
-    support, weights = model.support.clone(), list(model.parameters())
+    support, weights = model.support.mask.clone(), list(model.parameters())
     graph = clustered_graph(2, 3, 0.1, shape="ring", cluster="complete", seed=0)
     assert bool((graph.kernel() > 0)[~support.numpy()].any())
     settings = {"batch_size": 5} if window > 1 else {"transitions": 900, "path_length": 30}
@@ -101,8 +101,8 @@ def test_pretraining(kind, window, tied, wide):
     losses, gradient = [], None
     for place in places:
         put(weights, place)
-        model.support.copy_(support)
-        (line,) = pretrain(model, graph, config, CONTEXT)
+        model.support.set(support)
+        (line,) = pretrain(model, graph, config, CONTEXT).history
         losses.append(line["loss"])
         gradient = gradient or [
             torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)
@@ -193,11 +193,11 @@ def test_distillation(student, beta, wide, descents):
         put(weights, places[min(number, len(places) - 1)])
 
     descents.then = move
-    _, history = distill(teacher, prm, Scales(3, 2, 0.2, 0.4), config, Context(trainer=TRAINER, probe=probe))
+    history = distill(teacher, prm, Scales(3, 2, 0.2, 0.4), config, Context(trainer=TRAINER, probe=probe)).history
     assert isinstance(seen[0], Student)
     assert seen[0].n_states == 3
-    assert not bool(seen[0].support.all())
-    assert seen[0].support.any(1).all()
+    assert not bool(seen[0].support.mask.all())
+    assert seen[0].support.mask.any(1).all()
     losses = [line["loss"] for line in history[1:]]  # step k + 1 was taken at place k
     compare(directions, losses, descents[1].gradients)
 

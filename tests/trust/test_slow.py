@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(*words: str) -> str:
-    """The output of one of the scripts beside this file."""
+    """The output of one of the programs in tools/."""
     done = subprocess.run(
-        [sys.executable, str(HERE / words[0]), *words[1:]],
-        cwd=HERE.parents[1],
+        [sys.executable, str(ROOT / "tools" / words[0]), *words[1:]],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -25,10 +25,8 @@ from mcot_torch.runs.config import (
 )
 from mcot_torch.system.arguments import _key_types
 
-CONFIGS = sorted(
-    set((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-    - {Path(__file__).parent.parent / "configs/sweep.yaml"}
-)
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs/sweep.yaml"})
 LINEAR = "--reasoner.kind=linear"
 
 BAD_COMMAND_LINES = [

@@ -31,9 +31,9 @@ from mcot_torch.sampling.walks import StepTable, walk_counts
 from mcot_torch.system import ranks as distributed
 from mcot_torch.system.randomness import generator
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import load_state
+from mcot_torch.training.state import load_state
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 EACH_RANK = """\
 import os
@@ -42,13 +42,13 @@ if "RANK" in os.environ and "DUMP" in os.environ:
     from functools import wraps
     from pathlib import Path
     import mcot_torch
+    from mcot_torch.reasoners import save_reasoner
 
     def watch(stage, train):
         @wraps(train)
         def call(*arguments, **named):
             result = train(*arguments, **named)
-            model = result[0] if stage == "distill" else arguments[0]
-            model.save(Path(os.environ["DUMP"]) / os.environ["RANK"] / stage)
+            save_reasoner(result.model, Path(os.environ["DUMP"]) / os.environ["RANK"] / stage)
             return result
 
         return call
@@ -199,7 +199,7 @@ def test_one_process_descends_the_likelihood_of_its_counts():
     config = PretrainConfig(200, 100, optimizer="gd", learning_rate=5.0, transitions=2_000_000)
     pretrain(alone, graph, config, Context(trainer=TrainerConfig(accelerator="cpu", progress=False)))
     logits, support = descend(counts_of_ranks(graph, 1))
-    assert torch.equal(alone.support, support)
+    assert torch.equal(alone.support.mask, support)
     assert torch.allclose(alone.logits, logits, rtol=0, atol=1e-10)
 
 

@@ -1,6 +1,6 @@
 """Kill train.py at random moments of every stage, continue with the same command, compare with a run left alone.
 
-    python tests/trust/kills.py --kills 36 --seed 0
+    python tools/kills.py --kills 36 --seed 0
 
 A process is forked for each start, from one that has imported everything and computed nothing: starting costs
 milliseconds, so that kills can be many. The run that is compared with is `python train.py`, a process of its own. Each
@@ -30,7 +30,7 @@ import mcot_torch.report  # noqa: F401  all that is heavy, before any fork
 from mcot_torch import cli
 from mcot_torch.runs.config import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("setup", *STAGES, "evaluate")
 SMALL = """\
 graph: {n_clusters: 4, cluster_size: 5, epsilon: 0.02, epsilon_max: 0.1}
@@ -217,6 +217,7 @@ def check_end(where: str, status: int, log: Path, number: int) -> None:
 
 
 def main() -> int:
+    """Run, kill and compare as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=36)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
 """Mutation score: change the mathematics in one place, run the tests that reach it, see whether one of them fails.
 
-    python tests/trust/mutants.py --mutants 40 --most 240 --seed 0 --save mutants.json
-    python tests/trust/mutants.py --again mutants.json  # only what survived, with the tests as they are now
+    python tools/mutants.py --mutants 40 --most 240 --seed 0 --save mutants.json
+    python tools/mutants.py --again mutants.json  # only what survived, with the tests as they are now
 
 A mutant is one change of a module's syntax tree: an operator, a comparison, a constant, a condition, a name (min for max), a
 returned value, or a statement left out. Out of scope: docstrings, annotations, strings, the arguments of an error,
@@ -35,7 +35,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CHAINS = ("tests/chains", "tests/properties")
 ALGORITHMS = ("tests/algorithms",)
 MODULES = {  # module -> the tests that are meant for it
@@ -219,6 +219,7 @@ class Reach:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        """Note which test runs, and for how long."""
         self.test, before = item.nodeid, time.perf_counter()
         try:
             return (yield)
@@ -233,6 +234,7 @@ class Choice:
         self.place = {test: i for i, test in enumerate(tests)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Run the given tests only, in the given order."""
         items[:] = sorted((x for x in items if x.nodeid in self.place), key=lambda x: self.place[x.nodeid])
 
 

@@ -1,6 +1,6 @@
 """Fuzz the readers of foreign files: edge lists, graphs (.npz), run folders with their saved states, other tools' formats.
 
-    python tests/trust/fuzz.py --inputs 100000 --seed 0
+    python tools/fuzz.py --inputs 100000 --seed 0
 
 Hypothesis draws each input: files written from a grammar of near misses, good files with some of their parts exchanged, and
 good files with some of their bytes changed. A reader may read an input or refuse it with an `InputError` of one line;
@@ -311,6 +311,7 @@ def fuzz(reader: str, inputs: int, number: int, home: Path) -> Counter[str]:
 
 
 def main() -> int:
+    """Fuzz the readers that the command line names; the status is 1 where memory grew beyond `ROOM`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--inputs", type=int, default=100_000, help="of each reader (a run folder counts its states in)"

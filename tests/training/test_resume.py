@@ -1,4 +1,4 @@
-"""The rim: states that appear whole, runs that go on to the same bits after an interruption, errors that say where."""
+"""Stages that go on to the same bits after an interruption, and errors that say where."""
 
 import math
 
@@ -13,7 +13,7 @@ from mcot_torch.errors import NonFiniteError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, TransformerReasoner
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.loop import cosine, load_state, save_state
+from mcot_torch.training.state import load_state
 
 
 class Stop(Exception):
@@ -30,35 +30,6 @@ def stop_at(step):
             raise Stop
 
     return report
-
-
-# ---- states ---------------------------------------------------------------------------------------------------------
-
-
-def test_state_round_trip(tmp_path):
-    tensors = {
-        "a.b": torch.randn(3, 4, dtype=torch.float64),
-        "mask": torch.tensor([True, False]),
-        "number": torch.tensor(3),
-        "view": torch.arange(10.0)[::2],
-    }
-    meta = {"step": 3, "history": [{"loss": 0.1 + 0.2, "step": 1}], "total": 7}
-    path = tmp_path / "deep" / "state.safetensors"
-    save_state(path, tensors, meta)
-    read, read_meta = load_state(path)
-    assert read_meta == meta
-    assert set(read) == set(tensors)
-    assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
-    assert [p.name for p in path.parent.iterdir()] == ["state.safetensors"]
-    save_state(path, {}, {"step": 4})
-    assert load_state(path) == ({}, {"step": 4})
-    assert load_state(tmp_path / "nothing") is None
-
-
-def test_cosine():
-    assert [cosine(s, 4) for s in (0, 4, 9)] == pytest.approx([1, 0, 0])
-    assert cosine(2, 4) == pytest.approx(0.5)
-    assert cosine(1, 4) == pytest.approx((1 + math.sqrt(0.5)) / 2)
 
 
 # ---- resume ---------------------------------------------------------------------------------------------------------
@@ -80,7 +51,7 @@ def transformer(window):
 def run_pretrain(**settings):
     def run(model, graph, around):
         config = PretrainConfig(12, 12, log_every=3, transitions=20_000, path_length=20, batch_size=4, **settings)
-        return pretrain(model, graph, config, around)
+        return pretrain(model, graph, config, around).history
 
     return run
 
@@ -95,7 +66,7 @@ def run_ppo(**settings):
         config = PPOConfig(
             rounds=24, epochs=2, log_every=3, transitions=800, path_length=20, learning_rate=0.01, **settings
         )
-        return ppo(model, prm, Scales.of(graph, 0.06), config, around, start, target)
+        return ppo(model, prm, Scales.of(graph, 0.06), config, around, start, target).history
 
     return run
 

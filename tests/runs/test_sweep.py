@@ -17,7 +17,7 @@ from mcot_torch.runs.folders import find_runs
 from mcot_torch.runs.sweeps import engines
 from mcot_torch.runs.sweeps.spec import read_spec
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
