@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mcot_torch.chains.assumptions import LARGEST_GRAPH, check_assumptions, main, summary_lines
+from mcot_torch.chains.assumptions import LARGEST_GRAPH, check_assumptions, summary_lines
+from mcot_torch.cli.assumptions import main
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
 from mcot_torch.graphs.families.clustered import clustered_graph
 

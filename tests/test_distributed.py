@@ -26,9 +26,9 @@ from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.runs import pipeline
 from mcot_torch.runs.config import Config, check, config_hash, differences
-from mcot_torch.runs.pipeline import pick_device
 from mcot_torch.sampling.datasets import CountData, count_batch
 from mcot_torch.system import ranks as distributed
+from mcot_torch.system.devices import pick_device
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context, fit, load_state
 

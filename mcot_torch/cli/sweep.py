@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcot_torch.cli import status
+from mcot_torch.cli.status import exit_status
 from mcot_torch.errors import InputError
 from mcot_torch.system.arguments import Parser
 
@@ -33,7 +33,7 @@ class SweepOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and carry the sweep out; returns the exit status, 1 if a run failed."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return status(lambda: _sweep(words), PROG, "the same command continues where this one stopped")
+    return exit_status(lambda: _sweep(words), PROG, "the same command continues where this one stopped")
 
 
 def _sweep(words: Sequence[str]) -> int:

@@ -37,13 +37,14 @@ from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.runs.config import STAGES, Config, resolve_run_dir
 from mcot_torch.runs.memory import check_memory
 from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.system.devices import pick_device
 from mcot_torch.system.files import refuse_links
 from mcot_torch.system.machine import settle
-from mcot_torch.system.progress import console, say
-from mcot_torch.system.ranks import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
+from mcot_torch.system.progress import say
+from mcot_torch.system.ranks import barrier, is_first, joined, read_slurm, world_size
 from mcot_torch.training.loop import Context, Metrics
 
-__all__ = ["Models", "Problem", "load_models", "load_run", "pick_device", "prepare", "run"]
+__all__ = ["Models", "Problem", "load_models", "load_run", "prepare", "run"]
 
 
 _MOST_STATES = 20_000  # an (N, N) float64 table takes 3 GiB
@@ -93,28 +94,6 @@ def prepare(config: Config) -> Problem:
     problem = Problem(graph, task, Scales.of(graph, epsilon_max), actions)
     problem.hitting_time(graph.epsilon)  # an unreachable target is an error now, not after the training
     return problem
-
-
-def pick_device(accelerator: str, devices: int = 1) -> torch.device:
-    """The device of a run, of several this rank's; `auto` means CUDA where there is one, else the CPU."""
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise InputError("trainer.accelerator is cuda, and torch sees no CUDA device; use auto or cpu")
-    use_cuda = accelerator != "cpu" and torch.cuda.is_available()
-    if accelerator == "auto" and not use_cuda and Path("/proc/driver/nvidia/version").exists():
-        console.print(
-            "[yellow]This machine has an NVIDIA driver, but torch is a build without CUDA: the GPU stays idle. "
-            "Install torch from the CUDA index named on pytorch.org.[/yellow]"
-        )
-    if not use_cuda:
-        return torch.device("cpu")
-    here = 1 if devices == 1 else local_world_size()
-    there = torch.cuda.device_count()
-    if here > there:
-        raise InputError(
-            f"trainer.devices is {devices}, and torch sees {there} CUDA device{'s' * (there > 1)}; use at most as many, or "
-            "trainer.accelerator: cpu"
-        )
-    return torch.device("cuda", 0 if here == 1 else local_rank())
 
 
 def run(config: Config, command: list[str]) -> Path:

@@ -24,6 +24,8 @@ from mcot_torch.system.launch import child_command, child_environment
 
 __all__ = ["ENGINES", "default_jobs", "is_done", "local", "ray"]
 
+_TRAIN = "mcot_torch.cli:train"  # entry point of a run's process
+
 Tell = Callable[[Run, int], None]
 """Called with a run that has ended and its exit status."""
 
@@ -58,7 +60,7 @@ def _start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as out:
         return subprocess.Popen(
-            child_command("train.py", ["--config", str(file)]),
+            child_command("train.py", ["--config", str(file)], _TRAIN),
             env={**child_environment(), "OMP_NUM_THREADS": str(cpus), **variables},
             cwd=cwd,
             stdin=subprocess.PIPE,
