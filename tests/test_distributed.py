@@ -39,7 +39,7 @@ import os
 if "RANK" in os.environ and "DUMP" in os.environ:
     from pathlib import Path
     from mcot_torch.algorithms import pretrain
-    from mcot_torch.runs.run_folder import RunFolder
+    from mcot_torch.runs.folder import RunFolder
     import torch
     keep, fit = RunFolder.keep, pretrain.fit
     place = Path(os.environ["DUMP"]) / os.environ["RANK"]

@@ -56,7 +56,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         with _people_on_stderr(as_json):
             if len(folders) > 1:
                 from mcot_torch.report.compare.files import as_dict
-                from mcot_torch.report.compare.groups import compare_runs
+                from mcot_torch.runs.comparison import compare_runs
 
                 return as_dict(compare_runs(folders, options))
             from mcot_torch.runs.evaluate import evaluate_run

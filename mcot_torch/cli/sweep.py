@@ -40,7 +40,7 @@ def _sweep(words: Sequence[str]) -> int:
     options: SweepOptions = Parser(PROG, "Run train.py on every point of a sweep.", SweepOptions).read(words)
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"jobs is {options.jobs}; it must be at least 1")
-    from mcot_torch.runs.sweeps.spec import Run, read_spec
+    from mcot_torch.runs.sweeps.spec import SweepPoint, read_spec
 
     sweep = read_spec(Path(options.spec))
     from mcot_torch.runs.sweeps.engines import ENGINES, default_jobs, is_done
@@ -55,7 +55,7 @@ def _sweep(words: Sequence[str]) -> int:
     with progress_bar("runs", len(waiting)) as bar:
         ended = 0
 
-        def tell(run: Run, code: int) -> None:
+        def tell(run: SweepPoint, code: int) -> None:
             nonlocal ended
             ended += 1
             bar.update(ended)

@@ -16,7 +16,7 @@ import torch
 from mcot_torch import cli
 from mcot_torch.algorithms.pretrain import PretrainStage
 from mcot_torch.errors import InputError
-from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.runs.folder import RunFolder
 from mcot_torch.training.loop import load_state
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mcot_torch.evaluation.problem import Problem
     from mcot_torch.logic import LogicalActions
-    from mcot_torch.runs.pipeline import Problem
 
 _MODELS = ("pretrained", "control", "tuned", "student", "lifted")
 _LIFT = "Z2"
@@ -75,30 +75,31 @@ def measure(point: Point) -> Row:
     from mcot_torch.algorithms.pretrain import pretrain
     from mcot_torch.algorithms.prm import PRM
     from mcot_torch.algorithms.search import search
+    from mcot_torch.evaluation.models import EvaluationInputs, subjects
+    from mcot_torch.evaluation.problem import Models, prepare
     from mcot_torch.evaluation.subjects import measure as measure_subject
-    from mcot_torch.evaluation.subjects import measure_lift, subjects
+    from mcot_torch.evaluation.subjects import measure_lift
     from mcot_torch.evaluation.values import Values
     from mcot_torch.reasoners import build_reasoner
-    from mcot_torch.runs.pipeline import prepare
     from mcot_torch.training.loop import Context
 
     config, context = _config(point), Context(point["seed"])
-    problem = prepare(config)
+    problem = prepare(config.graph, config.task, config.logic)
     graph, task, scales, seed = problem.graph, problem.task, problem.scales, point["seed"]
     assert problem.actions is not None
     pretrained = build_reasoner(config.reasoner, graph.n_states, seed)
     pretrain(pretrained, graph, config.pretrain, context)
     found = search(pretrained, scales, None, context)
     prm, tuned = PRM.from_search(graph.n_states, found.edges), copy.deepcopy(pretrained)
-    target = torch.zeros(graph.n_states, dtype=torch.bool)
-    target[torch.from_numpy(task.target)] = True
+    target = torch.from_numpy(task.mask())
     ppo(tuned, prm, scales, config.ppo, context, torch.from_numpy(task.start), target)
     student, _ = distill(tuned, prm, scales, config.distill, context)
 
     e_max, walks = scales.epsilon_max, point["walks"]
     values = Values(problem.actions, config.logic.paths, scales, seed, pretrained, prm, tuned, student, e_max)
     rows: dict[str, Row] = {}
-    for subject in subjects(graph, task, scales, pretrained, prm, tuned, student, e_max, 1, seed):
+    models = Models(pretrained, prm, tuned, student)
+    for subject in subjects(EvaluationInputs(problem, models, "tuned", 1, seed)):
         if subject.name in _MODELS:
             watched, judged = values.watch(subject)
             measure_subject(watched, walks, 12.0, seed)
