@@ -22,9 +22,8 @@ def wilson_interval(share: Share, n: int) -> tuple[Share, Share]:
         share: share of the n trials that succeeded, or an array of shares.
         n: number of trials, at least 1.
 
-    >>> low, high = wilson_interval(0.5, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.404, 0.596)
+    >>> [round(float(end), 3) for end in wilson_interval(0.5, 100)]
+    [0.404, 0.596]
     """
     z = NORMAL_975
     middle = share + z**2 / (2 * n)

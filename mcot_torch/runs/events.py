@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: named charts a stage, the configuration, final metrics, HPARAMS.
+"""TensorBoard events of a run: logged lines, named charts of each stage, configuration, final metrics, HPARAMS.
 
 Every run writes the same columns to the HPARAMS tab, whatever stages it ran, because TensorBoard takes them from one
 run only: with `--logdir runs` all runs can then be sorted and compared by any setting that decides their numbers.
