@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.models import default_graph, knowing
-from benchmarks.timing import Mark, Row, Settings, Work, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, race
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
@@ -16,7 +16,7 @@ from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.loop import Context
 
 
-def student(settings: Settings) -> Row:
+def student(settings: Settings) -> Benchmark:
     """The whole stage: labels, pairs, training."""
     device = settings.device
     graph = default_graph(settings.quick).with_epsilon(0.03)
@@ -43,7 +43,7 @@ def student(settings: Settings) -> Row:
         Work("walking and training pair by pair", pair_by_pair, few, note="the labels are given to it"),
     ]
     setup = f"N = {graph.n_states}, K = {graph.n_clusters}, ε = .03; {config.transitions:,} transitions against {few:,}"
-    row = Row("distill", "distill", setup, "transitions", race(works, settings))
+    row = Benchmark("distill", "distill", setup, "transitions", race(works, settings))
     row.marks = [Mark("faster than pair by pair", row.ratio(works[0].name, works[1].name), 1.0)]
     return row
 

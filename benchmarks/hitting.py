@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse as sp
 from scipy.sparse.linalg import splu, spsolve
 
-from benchmarks.timing import Mark, Row, Settings, Work, peak_gib, peer, process, race, summary
+from benchmarks.timing import Benchmark, Mark, Settings, Work, peak_gib, peer, process, race, summary
 from mcot_torch.chains import hitting_times
 from mcot_torch.graphs import GraphConfig, MetastableGraph, build_graph
 
@@ -62,7 +62,7 @@ def scipy_solve(P: sp.csr_array, target: np.ndarray) -> np.ndarray:
     return h
 
 
-def compared(n_clusters: int, cluster_size: int, limit: float, name: str, settings: Settings) -> Row:
+def compared(n_clusters: int, cluster_size: int, limit: float, name: str, settings: Settings) -> Benchmark:
     """Ours and the peers on the same chain."""
     k, m = settings.size(n_clusters, 6), settings.size(cluster_size, 8)
     graph, target = circulant(k, m)
@@ -85,7 +85,7 @@ def compared(n_clusters: int, cluster_size: int, limit: float, name: str, settin
                 h = np.asarray(work.call())
                 work.extra["error"] = float((np.abs(h - exact)[outside] / exact[outside]).max())
         entries = race(works, settings)
-    row = Row("hitting", name, f"N = {k * m:,} (K = {k}, M = {m}), ε = 1e-12", "solves", entries, skipped=skipped)
+    row = Benchmark("hitting", name, f"N = {k * m:,} (K = {k}, M = {m}), ε = 1e-12", "solves", entries, skipped=skipped)
     ours = row.entries[0]
     row.marks = [
         Mark(f"≤ {limit * 1e3:g} ms", ours["median"], limit, at_least=False),
@@ -95,7 +95,7 @@ def compared(n_clusters: int, cluster_size: int, limit: float, name: str, settin
     return row
 
 
-def large(n_clusters: int, limit: float, name: str, once: bool, settings: Settings) -> Row:
+def large(n_clusters: int, limit: float, name: str, once: bool, settings: Settings) -> Benchmark:
     """Ours alone, each time in a process of its own, whose peak memory counts."""
     k, m = settings.size(n_clusters, 12), settings.size(100, 8)
     seconds, peaks = [], []
@@ -105,7 +105,9 @@ def large(n_clusters: int, limit: float, name: str, once: bool, settings: Settin
         seconds.append(result["seconds"])
         peaks.append(result["peak_gib"])
     work = Work("block elimination (GTH)", lambda: None, ours=True, extra={"peak_gib": max(peaks)})
-    row = Row("hitting", name, f"N = {k * m:,} (K = {k:,}, M = {m}), ε = 1e-12", "solves", [summary(work, seconds)])
+    row = Benchmark(
+        "hitting", name, f"N = {k * m:,} (K = {k:,}, M = {m}), ε = 1e-12", "solves", [summary(work, seconds)]
+    )
     row.marks = [
         Mark(f"≤ {limit:g} s", row.entries[0]["median"], limit, at_least=False),
         Mark("≤ 16 GiB", max(peaks), 16.0, at_least=False),

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, knowing
-from benchmarks.timing import Mark, Row, Settings, Work, peak_gib, process, summary
+from benchmarks.timing import Benchmark, Mark, Settings, Work, peak_gib, process, summary
 from mcot_torch.algorithms.config import DistillConfig, PPOConfig, PretrainConfig, SearchConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.ppo import ppo
@@ -115,7 +115,7 @@ def alone(piece: str, n_clusters: int, cluster_size: int, threads: int) -> None:
     print(json.dumps({"times": times, "peak_gib": peak_gib()}))
 
 
-def stages(settings: Settings) -> Row:
+def stages(settings: Settings) -> Benchmark:
     """Once each: most take minutes."""
     k, m = settings.size(128, 6), settings.size(128, 8)
     entries, peaks = [], []
@@ -126,7 +126,7 @@ def stages(settings: Settings) -> Row:
         for name, seconds in result["times"].items():
             work = Work(name, lambda: None, ours=True, extra={"peak_gib": result["peak_gib"]})
             entries.append(summary(work, [seconds]))
-    row = Row("large", "large", f"N = {k * m:,} (K = {k}, M = {m}), ε = 2e-3; transformer, window 1", "", entries)
+    row = Benchmark("large", "large", f"N = {k * m:,} (K = {k}, M = {m}), ε = 2e-3; transformer, window 1", "", entries)
     row.marks = [Mark("every stage ≤ 24 GiB", max(peaks), _MARK, at_least=False)]
     row.notes = [
         "Single runs but for the steps, medians of 5 and 10. Search, distillation and evaluation walk on a table that knows the graph, pretraining and PPO "

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import ROOT, Mark, Row, Settings, Work, process, summary
+from benchmarks.timing import ROOT, Benchmark, Mark, Settings, Work, process, summary
 
 _IMPORTS = "import mcot_torch.runs.config, mcot_torch.runs.pipeline, mcot_torch.report"
 
@@ -46,7 +46,7 @@ def own_times(profile: Path, most: int = 12) -> dict[str, list[dict[str, Any]]]:
     return {key: sorted(rows, key=lambda row: -row["own"])[:most] for key, rows in first.items()}
 
 
-def default_run(settings: Settings) -> Row:
+def default_run(settings: Settings) -> Benchmark:
     """The default configuration, or configs/smoke.yaml under --quick."""
     words = ["--config", "configs/smoke.yaml"] if settings.quick else []
     words += ["--trainer.accelerator", settings.device, "--trainer.threads", str(settings.threads)]
@@ -68,7 +68,7 @@ def default_run(settings: Settings) -> Row:
     entries.append(summary(Work("of which starting Python and importing", lambda: None, ours=True), imports))
     rest = [max(0.0, s - sum(p.values()) - i) for s, p, i in zip(seconds, parts, imports, strict=True)]
     entries.append(summary(Work("of which the rest", lambda: None, ours=True, note="graph, checks, files"), rest))
-    row = Row("pipeline", "pipeline", f"python train.py {' '.join(words)}", "runs", entries)
+    row = Benchmark("pipeline", "pipeline", f"python train.py {' '.join(words)}", "runs", entries)
     row.marks = [Mark("≤ 45 s", entries[0]["median"], 45.0, at_least=False)]
     row.data = {"profile": spots}
     return row

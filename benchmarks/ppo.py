@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph
 from benchmarks.rollout import decode
-from benchmarks.timing import Mark, Row, Settings, Work, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, race
 from mcot_torch.algorithms.config import PPOConfig, PretrainConfig
 from mcot_torch.algorithms.ppo import clipped_surrogate, ppo
 from mcot_torch.algorithms.pretrain import pretrain
@@ -99,7 +99,7 @@ def plain_loop(agent: ActorCritic, rewarded: Tensor, n_steps: int, draw: torch.G
             optimizer.step()
 
 
-def rounds(settings: Settings) -> Row:
+def rounds(settings: Settings) -> Benchmark:
     """Rollout and update."""
     device = settings.device
     graph = default_graph(settings.quick)
@@ -119,7 +119,7 @@ def rounds(settings: Settings) -> Row:
         Work("plain loop in CleanRL's manner", lambda: plain_loop(agent, rewarded, few, draw), few),
     ]
     setup = f"N = {graph.n_states}; rollout and update, {_EPOCHS} epochs (the plain loop 4); peers {few:,} transitions a round"
-    row = Row("ppo", "ppo_round", setup, "transitions", race(works, settings))
+    row = Benchmark("ppo", "ppo_round", setup, "transitions", race(works, settings))
     row.marks = [Mark(f"≥ 20 x {work.name}", row.ratio(ours, work.name), 20.0) for work in works[1:]]
     row.notes = [
         "The peers' cost is proportional to the transitions; rounds of a million would take them minutes each."

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt, trainer
-from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, load_nanogpt, race
 from mcot_torch.algorithms.pretrain import block_loss
 from mcot_torch.reasoners import TransformerReasoner
 from mcot_torch.sampling.datasets import count_batch, path_batch, uniform_starts
@@ -17,7 +17,7 @@ from mcot_torch.system.machine import compiled
 _BATCH, _LENGTH = 32, 32
 
 
-def window_1(settings: Settings) -> Row:
+def window_1(settings: Settings) -> Benchmark:
     """One optimiser step on freshly sampled transitions: as counts, and as batches of 1,024."""
     device = settings.device
     graph = default_graph(settings.quick)
@@ -45,7 +45,7 @@ def window_1(settings: Settings) -> Row:
     if module := load_nanogpt(settings, skipped):
         works.append(Work("nanoGPT's model", _nanogpt_step(module, n, paths, device), _BATCH * _LENGTH))
     setup = f"N = {n}, width {WIDTH}, {LAYERS} layers; sampling and one Adam step, {walkers * length:,} transitions or batches of 1,024"
-    row = Row("pretrain", "pretrain_window_1", setup, "transitions", race(works, settings), skipped=skipped)
+    row = Benchmark("pretrain", "pretrain_window_1", setup, "transitions", race(works, settings), skipped=skipped)
     row.marks = [
         Mark(f"≥ 300 x {name}", row.ratio("on counts", name), 300.0)
         for name in ("the same network on sequences", "nanoGPT's model")
@@ -56,11 +56,11 @@ def window_1(settings: Settings) -> Row:
     return row
 
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+TokenBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def likelihood(
-    model: TransformerReasoner, batch: Batch, loss: Callable[..., torch.Tensor] = block_loss
+    model: TransformerReasoner, batch: TokenBatch, loss: Callable[..., torch.Tensor] = block_loss
 ) -> torch.Tensor:
     """The loss of Algorithm 1 on a batch."""
     states, after, counts = batch
@@ -95,7 +95,7 @@ def _nanogpt_step(module, n, paths, device):
     return call
 
 
-def sequences(settings: Settings) -> Row:
+def sequences(settings: Settings) -> Benchmark:
     """A reasoner that reads 32 states, against nanoGPT's model."""
     device = settings.device
     graph = default_graph(settings.quick)
@@ -116,7 +116,7 @@ def sequences(settings: Settings) -> Row:
         works.append(Work("nanoGPT's model", _nanogpt_step(module, n, paths, device), _BATCH * _LENGTH))
     works.append(Work("its matrix products alone", products(n, device), _BATCH * _LENGTH))
     setup = f"N = {n}, window {_LENGTH}, width {WIDTH}, {LAYERS} layers, batch {_BATCH}; sampling and one Adam step"
-    row = Row("pretrain", "pretrain_sequences", setup, "tokens", race(works, settings), skipped=skipped)
+    row = Benchmark("pretrain", "pretrain_sequences", setup, "tokens", race(works, settings), skipped=skipped)
     row.marks = [Mark("≥ 1.3 x nanoGPT's model", row.ratio("ours, compiled", "nanoGPT's model"), 1.3)]
     row.notes = [
         "The matrix products are the same in both models and cannot be fewer. What 1.3 x would leave beside them is less than attention, "

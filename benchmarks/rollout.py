@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, default_graph, nanogpt
-from benchmarks.timing import Mark, Row, Settings, Work, load_nanogpt, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, load_nanogpt, race
 from mcot_torch.reasoners import TransformerReasoner, generate
 
 
@@ -20,7 +20,7 @@ def decode(model: TransformerReasoner, start: torch.Tensor, n_steps: int, draw: 
     return context
 
 
-def table_walk(settings: Settings) -> Row:
+def table_walk(settings: Settings) -> Benchmark:
     """Window 1."""
     device = settings.device
     graph = default_graph(settings.quick)
@@ -36,7 +36,7 @@ def table_walk(settings: Settings) -> Row:
         Work("uncached decoding", lambda: decode(model, some, steps, draw), batch * steps, note=f"batch {batch}"),
     ]
     setup = f"N = {graph.n_states}, window 1, width {WIDTH}, {LAYERS} layers; {walkers:,} walkers of {length} steps"
-    row = Row("rollout", "rollout_table", setup, "steps", race(works, settings))
+    row = Benchmark("rollout", "rollout_table", setup, "steps", race(works, settings))
     row.marks = [Mark("≥ 1,000 x uncached decoding", row.ratio("walk of the table", "uncached decoding"), 1000.0)]
     row.notes = [
         "Some of it makes the table (one forward pass over all states, its successors, Walker's tables), the rest walks it; a longer "
@@ -45,7 +45,7 @@ def table_walk(settings: Settings) -> Row:
     return row
 
 
-def cached(settings: Settings) -> Row:
+def cached(settings: Settings) -> Benchmark:
     """A window of 64."""
     device = settings.device
     graph, length, batch = default_graph(settings.quick), settings.size(64, 8), settings.size(256, 8)
@@ -62,7 +62,7 @@ def cached(settings: Settings) -> Row:
             gpt = nanogpt(module, graph.n_states, length, device).eval()
         works.append(Work("nanoGPT's generate", lambda: gpt.generate(start[:, None], length), batch * length))
     setup = f"N = {graph.n_states}, window {length}, width {WIDTH}, {LAYERS} layers; batch {batch}, {length} steps"
-    row = Row("rollout", "rollout_cached", setup, "tokens", race(works, settings), skipped=skipped)
+    row = Benchmark("rollout", "rollout_cached", setup, "tokens", race(works, settings), skipped=skipped)
     name = "nanoGPT's generate" if row.entry("nanoGPT's generate") else "uncached, our model"
     row.marks = [Mark(f"≥ 8 x {name}", row.ratio("with key-value cache", name), 8.0)]
     return row

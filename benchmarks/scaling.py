@@ -13,7 +13,7 @@ from scipy import sparse as sp
 
 from benchmarks.models import HEADS, LAYERS, WIDTH, knowing, trainer
 from benchmarks.pretrain import likelihood
-from benchmarks.timing import Row, Settings, Work, race
+from benchmarks.timing import Benchmark, Settings, Work, race
 from mcot_torch.algorithms.config import DistillConfig, PPOConfig, SearchConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.ppo import ppo
@@ -73,7 +73,7 @@ def calls(k: int, m: int, length: int, settings: Settings) -> dict[str, Callable
     }
 
 
-def curves(settings: Settings) -> Row:
+def curves(settings: Settings) -> Benchmark:
     """Medians of 5 at each size."""
     settings = replace(settings, runs=2 if settings.quick else 5)
     found: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def curves(settings: Settings) -> Row:
             b, half, _ = power_law(*np.array(points).T)
             exponents.append({"axis": axis, "stage": stage, "exponent": b, "half_width": half, "points": points})
     setup = f"around K = {K}, M = {M}, length {LENGTH}; N = KM, so that an exponent in K or M is one in N"
-    return Row("scaling", "scaling", setup, "", [], data={"exponents": exponents})
+    return Benchmark("scaling", "scaling", setup, "", [], data={"exponents": exponents})
 
 
 def draw_curves(exponents: list[dict[str, Any]], path: Path) -> None:

@@ -1,6 +1,6 @@
 """How a row is measured: peers and ours interleaved in one process, warm-up apart, medians and quartiles, JSON.
 
-A row is a function `Settings -> Row`. Its entries are `Work`s: calls that do a known amount of work each. `race` runs them
+A row is a function `Settings -> Benchmark`. Its entries are `Work`s: calls that do a known amount of work each. `race` runs them
 in turn, so that whatever disturbs the machine disturbs them all, and synchronises a GPU around each call.
 """
 
@@ -76,7 +76,7 @@ class Mark:
 
 
 @dataclass
-class Row:
+class Benchmark:
     """A table: one line an entry."""
 
     stage: str
@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(row: Row, settings: Settings, folder: Path) -> Path:
+def save(row: Benchmark, settings: Settings, folder: Path) -> Path:
     """Write the row as JSON, whole or not at all."""
     told = {
         **asdict(row),

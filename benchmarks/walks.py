@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.timing import Mark, Row, Settings, Work, copy_bandwidth, peer, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, copy_bandwidth, peer, race
 from mcot_torch.graphs import GraphConfig, build_graph
 from mcot_torch.sampling import walks
 from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
@@ -16,7 +16,7 @@ from mcot_torch.sampling.walks import StepTable, TableWalker, walk_counts
 _BYTES = 8 * 14
 
 
-def walk_rates(settings: Settings) -> Row:
+def walk_rates(settings: Settings) -> Benchmark:
     """4,096 walkers on 2,000 states."""
     device = settings.device
     k, m = settings.size(20, 4), settings.size(100, 8)
@@ -58,7 +58,7 @@ def walk_rates(settings: Settings) -> Row:
         model, length = deeptime.MarkovStateModel(graph.kernel()), settings.size(2000, 20)
         works.append(Work("deeptime simulate", lambda: model.simulate(length, start=0), length))
     setup = f"K = {k}, M = {m}, ε = 1e-3; {walkers:,} walkers of {steps} steps"
-    row = Row("walks", "walks", setup, "steps", race(works, settings), skipped=skipped)
+    row = Benchmark("walks", "walks", setup, "steps", race(works, settings), skipped=skipped)
     fast, count = row.entry(explicit), row.entry(counted)
     assert fast
     assert count

@@ -47,7 +47,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from scipy import sparse as sp
 
-import mcot_torch.runs.run_folder
+import mcot_torch.runs.folder
 from mcot_torch import Context
 from mcot_torch.algorithms.config import PPOConfig, SearchConfig
 from mcot_torch.algorithms.ppo import ppo
@@ -61,8 +61,9 @@ from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.runs.config import STAGES, load_config, parse_train
-from mcot_torch.runs.pipeline import load_run, run
-from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.runs.folder import RunFolder
+from mcot_torch.runs.loading import load_run
+from mcot_torch.runs.pipeline import run
 from mcot_torch.system.files import digest
 from mcot_torch.system.progress import console
 from mcot_torch.training.config import TrainerConfig
@@ -160,7 +161,7 @@ def run_folder(data: st.DataObject, home: Path) -> None:
     config = GOOD["config"]
     same = files.get("config.yaml") == GOOD["run"]["config.yaml"]
     reader = (lambda path: config) if same else load_config
-    with patch.object(mcot_torch.runs.run_folder, "load_config", reader):
+    with patch.object(mcot_torch.runs.folder, "load_config", reader):
         load_run(RunFolder(folder), "cpu")
         for stage in STAGES:
             RunFolder(folder).history(stage)

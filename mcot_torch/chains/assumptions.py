@@ -21,7 +21,7 @@ from mcot_torch.chains import meta_chain, pseudo_spectral_gap, stationary_law, s
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
 
-__all__ = ["AssumptionReport", "check_assumptions", "shown_offenders", "summary_lines", "verdict"]
+__all__ = ["AssumptionCheck", "check_assumptions", "shown_offenders", "summary_lines", "verdict"]
 
 SMALLEST_GAP = 0.05
 """A1 [ours]: least pseudo-spectral gap of a dense cluster. Gaps above it show within 1/.05 = 20 powers of the kernel."""
@@ -34,7 +34,7 @@ LARGEST_GRAPH = 3_000
 
 
 @dataclass
-class AssumptionReport:
+class AssumptionCheck:
     """One assumption on one graph.
 
     Attributes:
@@ -54,19 +54,19 @@ class AssumptionReport:
     offenders: list[str] = field(default_factory=list)
 
 
-def check_assumptions(graph: MetastableGraph, task: Task | None = None) -> list[AssumptionReport]:
+def check_assumptions(graph: MetastableGraph, task: Task | None = None) -> list[AssumptionCheck]:
     """A1 to A5 on `graph`; A3 is about the task and is not measured without one."""
     return [_dense_clusters(graph), _sparse_edges(graph), _difficulty(graph, task), _escape(graph), _inbound(graph)]
 
 
-def _too_large(graph: MetastableGraph, name: str, title: str) -> AssumptionReport | None:
+def _too_large(graph: MetastableGraph, name: str, title: str) -> AssumptionCheck | None:
     if graph.n_states <= LARGEST_GRAPH:
         return None
     text = f"not measured: {graph.n_states:,} states, more than {LARGEST_GRAPH:,}"
-    return AssumptionReport(name, title, None, text=text)
+    return AssumptionCheck(name, title, None, text=text)
 
 
-def _dense_clusters(graph: MetastableGraph) -> AssumptionReport:
+def _dense_clusters(graph: MetastableGraph) -> AssumptionCheck:
     """A1: γ†(S^ε_kk) >= γ > 0, and the stationary law of S^ε_kk is Θ(1/M) pointwise."""
     title = "dense clusters: γ†(S_kk) ≥ γ, law Θ(1/M)"
     if (skipped := _too_large(graph, "A1", title)) is not None:
@@ -87,10 +87,10 @@ def _dense_clusters(graph: MetastableGraph) -> AssumptionReport:
             offenders.append(f"state {graph.name(int(x))} (M·law between {least[-1]:.2g} and {most[-1]:.2g})")
     constants = {"gap": min(gaps), "law_min": min(least), "law_max": max(most)}
     text = f"γ† ≥ {min(gaps):.3g}; M·law in [{min(least):.3g}, {max(most):.3g}]"
-    return AssumptionReport("A1", title, not offenders, constants, text, offenders)
+    return AssumptionCheck("A1", title, not offenders, constants, text, offenders)
 
 
-def _sparse_edges(graph: MetastableGraph) -> AssumptionReport:
+def _sparse_edges(graph: MetastableGraph) -> AssumptionCheck:
     """A2: few sources, few edges each, at most one edge an ordered pair of clusters, at least one out of each cluster."""
     tails, heads = graph.sparse_edges.T
     leaving, entering = graph.clusters[tails], graph.clusters[heads]
@@ -107,10 +107,10 @@ def _sparse_edges(graph: MetastableGraph) -> AssumptionReport:
     }
     text = f"n_out = {n_out.max()}, d_out = {d_out.max()}, {count.max(initial=0)} edge(s) a pair of clusters"
     title = "sparse edges: one a pair of clusters, one out of each"
-    return AssumptionReport("A2", title, not offenders, constants, text, offenders)
+    return AssumptionCheck("A2", title, not offenders, constants, text, offenders)
 
 
-def _difficulty(graph: MetastableGraph, task: Task | None) -> AssumptionReport:
+def _difficulty(graph: MetastableGraph, task: Task | None) -> AssumptionCheck:
     """A3: every valid path from X_in to X_out uses Ω(K) sparse edges in expectation over the task.
 
     Measured as the least number of hard steps on any path, easy steps being free: inside a cluster every state reaches
@@ -118,7 +118,7 @@ def _difficulty(graph: MetastableGraph, task: Task | None) -> AssumptionReport:
     """
     title = "difficulty: fewest hard steps on a valid path is Ω(K)"
     if task is None:
-        return AssumptionReport("A3", title, None, text="not measured: no task given")
+        return AssumptionCheck("A3", title, None, text="not measured: no task given")
     k = graph.n_clusters
     tails, heads = graph.clusters[graph.sparse_edges].T
     joined = sp.csr_array((np.ones(len(tails)), (heads, tails)), shape=(k, k))  # backwards
@@ -129,10 +129,10 @@ def _difficulty(graph: MetastableGraph, task: Task | None) -> AssumptionReport:
     passed = share >= SMALLEST_SHARE
     text = f"{mean:.3g} hard step{'s' * (mean != 1)} on the shortest path = {share:.2g}·K"
     offenders = [] if passed else [f"task {task.description}: {mean:.3g} hard steps for K = {k}"]
-    return AssumptionReport("A3", title, passed, {"hard_steps": mean, "share": share}, text, offenders)
+    return AssumptionCheck("A3", title, passed, {"hard_steps": mean, "share": share}, text, offenders)
 
 
-def _escape(graph: MetastableGraph) -> AssumptionReport:
+def _escape(graph: MetastableGraph) -> AssumptionCheck:
     """A4: q*(C_l|C_k) = Ω(ε/M) for all k ≠ l; on one graph a constant only."""
     title = "uniform escape: q* = Ω(ε/M) (judge it over a sweep in K)"
     if (skipped := _too_large(graph, "A4", title)) is not None:
@@ -142,10 +142,10 @@ def _escape(graph: MetastableGraph) -> AssumptionReport:
     source, target = np.unravel_index(int(scaled.argmin()), scaled.shape)
     least = float(scaled.min())
     text = f"min q*·M/ε = {least:.3g}, from cluster {source} to {target}; K·min = {graph.n_clusters * least:.3g}"
-    return AssumptionReport("A4", title, None, {"escape": least, "escape_times_k": graph.n_clusters * least}, text)
+    return AssumptionCheck("A4", title, None, {"escape": least, "escape_times_k": graph.n_clusters * least}, text)
 
 
-def _inbound(graph: MetastableGraph) -> AssumptionReport:
+def _inbound(graph: MetastableGraph) -> AssumptionCheck:
     """A5: all sparse edges into a cluster end at one state."""
     heads = np.unique(graph.sparse_edges[:, 1])
     n_heads = np.bincount(graph.clusters[heads], minlength=graph.n_clusters)
@@ -153,17 +153,17 @@ def _inbound(graph: MetastableGraph) -> AssumptionReport:
     offenders += [f"cluster {k}: no edge in" for k in np.flatnonzero(n_heads == 0)]
     title = "inbound: one entry state a cluster (distillation only)"
     text = f"at most {n_heads.max()} entry state(s) a cluster"
-    return AssumptionReport("A5", title, not offenders, {"entries": float(n_heads.max())}, text, offenders)
+    return AssumptionCheck("A5", title, not offenders, {"entries": float(n_heads.max())}, text, offenders)
 
 
 # ---- telling --------------------------------------------------------------------------------------------------------
 
 
-def verdict(report: AssumptionReport) -> str:
+def verdict(check: AssumptionCheck) -> str:
     """The outcome of a check in one word, for tables: holds, fails, constant, or - where nothing was measured."""
-    if report.passed is None:
-        return "constant" if report.constants else "-"
-    return "holds" if report.passed else "FAILS"
+    if check.passed is None:
+        return "constant" if check.constants else "-"
+    return "holds" if check.passed else "FAILS"
 
 
 def shown_offenders(offenders: Sequence[str], most: int) -> str:
@@ -171,10 +171,10 @@ def shown_offenders(offenders: Sequence[str], most: int) -> str:
     return "; ".join(offenders[:most]) + (f"; and {len(offenders) - most} more" if len(offenders) > most else "")
 
 
-def summary_lines(reports: Sequence[AssumptionReport]) -> list[str]:
+def summary_lines(checks: Sequence[AssumptionCheck]) -> list[str]:
     """One line an assumption, for train.py."""
     lines = []
-    for report in reports:
-        broken = f"  ({shown_offenders(report.offenders, 2)})" if report.offenders else ""
-        lines.append(f"{report.name} {verdict(report):<8} {report.text}{broken}")
+    for check in checks:
+        broken = f"  ({shown_offenders(check.offenders, 2)})" if check.offenders else ""
+        lines.append(f"{check.name} {verdict(check):<8} {check.text}{broken}")
     return lines

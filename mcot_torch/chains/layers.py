@@ -45,7 +45,7 @@ class Chain(NamedTuple):
 
 
 @dataclass
-class Batch:
+class ClusterBatch:
     """c clusters of like size; m, p: most inner states, portals of one.
 
     Attributes:
@@ -71,7 +71,7 @@ class ClusterLayer:
 
     n_states: int
     kept: Indices
-    batches: list[Batch]
+    batches: list[ClusterBatch]
 
     @classmethod
     def of(cls, chain: Chain, clusters: NDArray[np.integer], green: bool = False) -> tuple[ClusterLayer, Chain]:
@@ -99,7 +99,7 @@ class ClusterLayer:
             gain = inward @ W
             exits[ports] += gain[..., p]
             right[ports] += gain[..., p + 1 :]
-            batches.append(Batch(inner, ports, W[..., :p], W[..., p + 1 :], visits, into))
+            batches.append(ClusterBatch(inner, ports, W[..., :p], W[..., p + 1 :], visits, into))
             rates = rates[:, m:, m:] + gain[..., :p]
             keep = (rates > 0) & (ports[:, :, None] != ports[:, None, :])
             cluster, row, column = np.nonzero(keep)

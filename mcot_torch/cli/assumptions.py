@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mcot_torch.chains import assumptions
 from mcot_torch.chains.assumptions import check_assumptions, shown_offenders, verdict
+from mcot_torch.cli.status import exit_status
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task, TaskConfig, build_task
@@ -46,18 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(words) != 1:
         print(f"{prog}: error: give one file: a graph.npz, an edge list or a configuration", file=sys.stderr)
         return 2
-    try:
-        graph, task = _load(Path(words[0]))
-    except InputError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _show(Path(words[0])), prog)
+
+
+def _show(path: Path) -> int:
+    """Print the table of A1 to A5 for the graph in a file."""
+    graph, task = _load(path)
     from rich.table import Table
 
     from mcot_torch.system.progress import console
 
     heading = f"{graph.n_states:,} states, {graph.n_clusters} clusters, ε = {graph.epsilon:g}"
     table = Table("", "assumption", "verdict", "measured", "broken by", title=heading, title_justify="left")
-    for report in check_assumptions(graph, task):
-        table.add_row(report.name, report.title, verdict(report), report.text, shown_offenders(report.offenders, 4))
+    for check in check_assumptions(graph, task):
+        table.add_row(check.name, check.title, verdict(check), check.text, shown_offenders(check.offenders, 4))
     console.print(table, highlight=False, markup=False)
     return 0

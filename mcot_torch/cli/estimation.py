@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcot_torch.cli.status import exit_status
 from mcot_torch.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,37 +58,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 (also where nothing is metastable), or 2 with one line on stderr."""
+    """Read the command line and estimate a graph; returns the exit status, 0 also where nothing is metastable."""
     options = _parser().parse_args(argv)
-    try:
-        _run(options)
-    except InputError as error:
-        print(f"{_PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{_PROG}: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(options), _PROG)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     from mcot_torch.estimation.estimate import Estimate, EstimationConfig, estimate
-    from mcot_torch.estimation.traces import TraceReport, analyse_traces, read_traces
+    from mcot_torch.estimation.traces import TraceAnalysis, analyse_traces, read_traces
     from mcot_torch.estimation.trajectories import read_trajectories
     from mcot_torch.graphs.task import TaskConfig
-    from mcot_torch.report.estimation import estimate_parts, show, trace_parts, write_report
+    from mcot_torch.report.estimation import estimate_parts, show, trace_parts, write_estimate
     from mcot_torch.system.progress import say
 
     config = EstimationConfig(options.clusters, options.method, options.min_visits, options.draws, options.seed)
-    report: Estimate | TraceReport
+    estimated: Estimate | TraceAnalysis
     if options.command == "trajectories":
-        report = found = estimate(
+        estimated = found = estimate(
             read_trajectories(options.file), config, TaskConfig(start=options.start, target=options.target)
         )
-        parts = estimate_parts(report)
+        parts = estimate_parts(found)
     else:
         embedding = None if options.embedding is None else read_embedding(options.embedding)
-        report = analyse_traces(
+        estimated = traces = analyse_traces(
             read_traces(options.file),
             options.kinds,
             embedding,
@@ -95,13 +88,14 @@ def _run(options: argparse.Namespace) -> None:
             not options.no_kinetic_map,
             config,
         )
-        found, parts = report.estimate, trace_parts(report)
+        found, parts = traces.estimate, trace_parts(traces)
     show(parts)
     folder = Path(options.out) if options.out else Path("estimates") / Path(options.file).stem
-    for file in write_report(report, f"{options.command.capitalize()} of {Path(options.file).name}", folder):
+    for file in write_estimate(estimated, f"{options.command.capitalize()} of {Path(options.file).name}", folder):
         say(f"Written  {file}")
     if found.graph is not None:
         say(f"Train    {train_command(found.graph, folder)}")
+    return 0
 
 
 def train_command(graph: MetastableGraph, folder: Path) -> str:

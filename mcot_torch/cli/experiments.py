@@ -5,7 +5,7 @@
     NAME --settings.key value  with other settings; also --config FILE.yaml
     docs                       write docs/results.md from the results
 
-0: done. 2: bad input, one line on stderr. 130: interrupted; the same command goes on behind the last finished point.
+An interrupted command goes on behind the last finished point; `cli/status.py` holds the exit statuses.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy is imported
     os.environ.setdefault(_name, "1")
 
+from mcot_torch.cli.status import exit_status  # noqa: E402
 from mcot_torch.errors import InputError  # noqa: E402
 from mcot_torch.experiments import NAMES, PAPER, load  # noqa: E402
 
@@ -52,16 +53,9 @@ class DocsOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Read the command line and list, run or document experiments; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(words)
-    except InputError as error:
-        print(f"{PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _dispatch(words), PROG, "the same command continues where this one stopped")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -10,17 +10,16 @@ convert reads .npz (a run's graph.npz or SciPy's), .graphml, .mtx, .csv and .tsv
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcot_torch.errors import InputError
+from mcot_torch.cli.status import exit_status
 
 PUZZLES = ("hanoi", "rooms", "sliding", "rewriting", "river")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 with one line on stderr."""
+    """Read the command line and convert a graph or print the table of puzzles; returns the exit status."""
     prog = "python -m mcot_torch.graphs"
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -32,18 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     puzzles = commands.add_parser("puzzles", help="table of the puzzles and their assumptions, in Markdown")
     puzzles.add_argument("--configs", default="configs", metavar="FOLDER", help="where hanoi.yaml, rooms.yaml ... are")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if options.command == "puzzles":
             print(puzzle_table(Path(options.configs)))
         else:
             _convert(options.source, options.target, options.clusters, options.threshold)
-    except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{prog}: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(work, prog)
 
 
 def _convert(source: str, target: str, clusters: str | None, threshold: float | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcot_torch.cli import status
+from mcot_torch.cli.status import exit_status
 from mcot_torch.errors import InputError
 from mcot_torch.system.arguments import Parser
 
@@ -33,14 +33,14 @@ class SweepOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and carry the sweep out; returns the exit status, 1 if a run failed."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return status(lambda: _sweep(words), PROG, "the same command continues where this one stopped")
+    return exit_status(lambda: _sweep(words), PROG, "the same command continues where this one stopped")
 
 
 def _sweep(words: Sequence[str]) -> int:
     options: SweepOptions = Parser(PROG, "Run train.py on every point of a sweep.", SweepOptions).read(words)
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"jobs is {options.jobs}; it must be at least 1")
-    from mcot_torch.runs.sweeps.spec import Run, read_spec
+    from mcot_torch.runs.sweeps.spec import SweepPoint, read_spec
 
     sweep = read_spec(Path(options.spec))
     from mcot_torch.runs.sweeps.engines import ENGINES, default_jobs, is_done
@@ -55,7 +55,7 @@ def _sweep(words: Sequence[str]) -> int:
     with progress_bar("runs", len(waiting)) as bar:
         ended = 0
 
-        def tell(run: Run, code: int) -> None:
+        def tell(run: SweepPoint, code: int) -> None:
             nonlocal ended
             ended += 1
             bar.update(ended)

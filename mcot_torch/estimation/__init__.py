@@ -1,7 +1,7 @@
 """From observed sequences and reasoning traces to a metastable graph, with what the data leave open."""
 
 from mcot_torch.estimation.estimate import Estimate, EstimationConfig, HardStep, HittingTime, estimate
-from mcot_torch.estimation.traces import Trace, TraceReport, analyse_traces, read_traces
+from mcot_torch.estimation.traces import Trace, TraceAnalysis, analyse_traces, read_traces
 from mcot_torch.estimation.trajectories import Trajectories, read_trajectories
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "HardStep",
     "HittingTime",
     "Trace",
-    "TraceReport",
+    "TraceAnalysis",
     "Trajectories",
     "analyse_traces",
     "estimate",

@@ -26,6 +26,7 @@ from mcot_torch.estimation.uncertainty import (
     separation_confidence,
     step_intervals,
 )
+from mcot_torch.evaluation.statistics import NORMAL_975
 from mcot_torch.graphs.formats.interchange import from_kernel
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import TaskConfig, build_task
@@ -289,7 +290,7 @@ def _describe(
         worst = max(check, key=lambda row: abs(row.observed - row.predicted) / row.error)
         warnings.append(
             f"Chapman-Kolmogorov check fails: after {worst.lag} steps {worst.observed:.1%} of the visits to C_{worst.cluster} are "
-            f"there again, where the one-step kernel says {worst.predicted:.1%} (± {1.96 * worst.error:.1%}); the next step "
+            f"there again, where the one-step kernel says {worst.predicted:.1%} (± {NORMAL_975 * worst.error:.1%}); the next step "
             "depends on more than the state, so take hitting times with care"
         )
     goal = build_task(task or TaskConfig(), graph)

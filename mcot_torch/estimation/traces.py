@@ -19,7 +19,7 @@ from mcot_torch.estimation.trajectories import Trajectories
 from mcot_torch.estimation.uncertainty import LEVEL
 from mcot_torch.system.files import read_utf8
 
-__all__ = ["Basin", "Kind", "Passage", "Trace", "TraceReport", "analyse_traces", "read_traces"]
+__all__ = ["Basin", "Kind", "Passage", "Trace", "TraceAnalysis", "analyse_traces", "read_traces"]
 
 _VISITS = (
     300  # steps of a kind, on average: the eigenvectors need about 100 (THEORY, Section 6.6), and kinds are unequal
@@ -101,7 +101,7 @@ class Passage:
 
 
 @dataclass(frozen=True, eq=False)
-class TraceReport:
+class TraceAnalysis:
     """What traces say: kinds of steps, the estimated chain and, if it is metastable, its clusters and passages.
 
     Attributes:
@@ -162,7 +162,7 @@ def analyse_traces(
     keep_numbers: bool = False,
     kinetic: bool = True,
     config: EstimationConfig | None = None,
-) -> TraceReport:
+) -> TraceAnalysis:
     """Find kinds of steps in the text, estimate their chain, and say where it gets stuck.
 
     Args:
@@ -190,12 +190,12 @@ def analyse_traces(
     names = tuple(kind.name for kind in kind_list)
     found = estimate(Trajectories(tuple(kinds), names), config)
     if found.graph is None:
-        return TraceReport(traces, kinds, kind_list, found, [], [], "")
+        return TraceAnalysis(traces, kinds, kind_list, found, [], [], "")
     label = np.full(len(names), -1, dtype=np.int64)
     label[found.kept] = found.graph.clusters
     clusters = [label[path] for path in kinds]
     basins = [_basin(k, traces, kinds, clusters, label) for k in range(found.graph.n_clusters)]
-    return TraceReport(traces, kinds, kind_list, found, basins, _passages(traces, clusters), _stuck(basins))
+    return TraceAnalysis(traces, kinds, kind_list, found, basins, _passages(traces, clusters), _stuck(basins))
 
 
 def _kinds(traces: Sequence[Trace], kinds: Sequence[NDArray[np.int64]]) -> list[Kind]:

@@ -1,1 +1,1 @@
-"""Every model beside the exact chain: numbers only, no drawing."""
+"""Every model of a run beside the exact chain: numbers only, no drawing and no run folder."""

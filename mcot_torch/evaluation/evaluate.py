@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation.subjects import Row, base_subject, measure, reasoner_subject, student_subject
+from mcot_torch.evaluation.rows import ModelRow, add_speedups
+from mcot_torch.evaluation.subjects import base_subject, measure, reasoner_subject, student_subject
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
 from mcot_torch.reasoners.reasoner import Reasoner
@@ -23,7 +24,7 @@ def evaluate(
     seed: int = 0,
     horizon_factor: float = 12.0,
     contexts: int = 4096,
-) -> dict[str, Row]:
+) -> dict[str, ModelRow]:
     """How long each model takes, exactly and sampled, and how close its kernel is to the one that it should have.
 
     Args:
@@ -65,7 +66,5 @@ def evaluate(
             subject = reasoner_subject(name, model, truth, f"p^{truth.epsilon:g}", task, contexts, seed)
         subjects.append(subject)
     rows = {subject.name: measure(subject, walks, horizon_factor, seed)[0] for subject in subjects}
-    for row in rows.values():
-        exact = row["hitting_time_exact"]
-        row["speedup"] = rows["base"]["hitting_time_exact"] / (exact or row["hitting_time_sampled"]["mean"])
+    add_speedups(rows)
     return rows

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse as sp
 
 from mcot_torch.chains.elimination import Kernel
@@ -15,7 +15,14 @@ from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.walks import own_paths, sparse_kernel
 from mcot_torch.system.randomness import generator
 
-__all__ = ["entries", "hard_step_probabilities", "make_probe", "precision_recall", "row_tv"]
+__all__ = [
+    "edge_precision_recall",
+    "entries",
+    "hard_step_probabilities",
+    "make_probe",
+    "precision_recall",
+    "row_tv",
+]
 
 
 def row_tv(kernel: Kernel, truth: Kernel) -> NDArray[np.float64]:
@@ -42,6 +49,21 @@ def precision_recall(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tupl
     """Precision and recall of a set against the true one, as masks."""
     both = float((found & truth).sum())
     return both / max(1.0, float(found.sum())), both / max(1.0, float(truth.sum()))
+
+
+def edge_precision_recall(found: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
+    """Precision and recall of a set of edges.
+
+    Args:
+        found: (n, 2) int edges, each once.
+        truth: (m, 2) int edges, each once.
+
+    >>> edge_precision_recall([[0, 1], [1, 2]], [[0, 1], [2, 0], [2, 1]])
+    (0.5, 0.3333333333333333)
+    """
+    ours, true = ({(int(x), int(y)) for x, y in np.asarray(edges).reshape(-1, 2)} for edges in (found, truth))
+    both = float(len(ours & true))
+    return both / max(1.0, float(len(ours))), both / max(1.0, float(len(true)))
 
 
 def make_probe(

@@ -1,7 +1,7 @@
-"""Any reasoner against the exact chain: what every row of the table is made of.
+"""A model under evaluation beside the exact chain, and what is measured of it.
 
 The one place after pretraining that sees the truth: the graph, its labels and its hard steps. Each model is a
-`Subject`; `measure` turns it into a row. A model with window 1 has a kernel, and its expected hitting time is solved
+`Subject`; `measure` turns a subject into a row. `models.py` holds the table of the models of a run. A model with window 1 has a kernel, and its expected hitting time is solved
 exactly (raw and cut, THEORY "Softmax leak"); one that reads history has none, and the hitting time of its
 context-averaged chain is reported under that name beside the sampled one.
 
@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,14 +24,15 @@ from scipy import sparse as sp
 from torch import Tensor
 
 from mcot_torch.algorithms.lift import lift
-from mcot_torch.algorithms.prm import PRM, guidance
+from mcot_torch.algorithms.prm import PRM
 from mcot_torch.chains import hitting_time, pair_kernel, rescale, restricted_mean
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.measures import hard_step_probabilities, precision_recall, row_tv
+from mcot_torch.evaluation.rows import ModelRow
+from mcot_torch.evaluation.statistics import NORMAL_975
 from mcot_torch.graphs.graph import MetastableGraph
-from mcot_torch.graphs.scales import Scales
-from mcot_torch.graphs.task import Task
+from mcot_torch.graphs.task import Task, target_mask
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.reasoners.student import Student
 from mcot_torch.reasoners.support import Policy
@@ -39,12 +40,13 @@ from mcot_torch.reasoners.walks import own_paths, sparse_kernel, walker
 from mcot_torch.sampling.walks import StepTable, TableWalker, Walker, first_hitting_times
 from mcot_torch.system.randomness import generator
 
-__all__ = ["Subject", "cluster_truth", "measure", "measure_lift", "subjects"]
+__all__ = ["Subject", "base_subject", "cluster_truth", "measure", "measure_lift", "reasoner_subject", "student_subject"]
 
-Row = dict[str, Any]
-_Z = 1.959963984540054  # 97.5 % point of the normal law
 _MOST_DENSE = 3_000  # states of a dense kernel, and of the exact law of a hitting time
 _MOST_RAW = 10_000  # states of a kernel without the cut, whose N³ elimination is waited for
+
+
+Knowledge = Literal["nothing", "hard steps", "hops"]
 
 
 @dataclass
@@ -66,6 +68,9 @@ class Subject:
         clusters: (N,) labels, for the elimination in blocks of a CSR kernel.
         exact: whether the kernel is the whole truth about the model (window 1).
         parameters: trainable numbers; None for the exact chain.
+        device: of the walks.
+        knows: whose values the model knows in a logical task: of no step, of the hard steps that search found, or of hops;
+            None for a model that returns no values.
         extra: more entries of the row.
     """
 
@@ -84,11 +89,16 @@ class Subject:
     parameters: int | None = None
     device: torch.device | str = "cpu"
     clusters: NDArray[np.int64] | None = None
-    extra: Row = field(default_factory=dict)
+    knows: Knowledge | None = "hard steps"
+    extra: ModelRow = field(default_factory=dict)
 
     def hitting_time(self, kernel: Kernel) -> float:
         """Exact E[τ] of the subject's task on a kernel."""
         return hitting_time(kernel, self.start, self.target, self.clusters if sp.issparse(kernel) else None)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """(N,) bool: whether a state is a target."""
+        return target_mask(self.n_states, self.target)
 
     @property
     def law_is_solved(self) -> bool:
@@ -115,6 +125,7 @@ def base_subject(graph: MetastableGraph, task: Task) -> Subject:
         kernel=kernel,
         kernel_raw=lambda: kernel,
         clusters=graph.clusters,
+        knows=None,
     )
 
 
@@ -133,7 +144,7 @@ def reasoner_subject(
     policy: Policy | None = None,
 ) -> Subject:
     """A reasoner over the graph's states, guided by `policy` where one is given."""
-    extra: Row = {}
+    extra: ModelRow = {}
     kernel: Kernel
     raw: Callable[[], Kernel] | None = None
     small = reasoner.n_states <= _MOST_DENSE
@@ -188,7 +199,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
     bijective = len(np.unique(match)) == truth.n_clusters == student.n_states
     kernel = student.kernel().cpu().numpy()
     exact = cluster_truth(truth)
-    extra: Row = {
+    extra: ModelRow = {
         "n_clusters": student.n_states,
         "mislabelled_states": int((match[labels] != truth.clusters).sum()),
         "beta": float(student.beta),
@@ -216,49 +227,15 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         kernel_raw=lambda: student.kernel(cut=False).cpu().numpy(),
         parameters=sum(p.numel() for p in student.model.parameters()),
         device=student.device,
+        knows="hops",
         extra=extra,
     )
-
-
-def subjects(
-    graph: MetastableGraph,
-    task: Task,
-    scales: Scales,
-    pretrained: Reasoner | None,
-    prm: PRM | None,
-    tuned: Reasoner | None,
-    student: Student | None,
-    student_epsilon: float,
-    contexts: int,
-    seed: int,
-) -> list[Subject]:
-    """All rows that a run's finished stages allow, in the order of the table."""
-    raised = graph.with_epsilon(scales.epsilon_max)
-    rows = [base_subject(graph, task)]
-    if pretrained is not None:
-        rows.append(reasoner_subject("pretrained", pretrained, graph, "p^ε", task, contexts, seed))
-    found: Row = {}
-    if pretrained is not None and prm is not None:
-        mask = np.zeros((graph.n_states, graph.n_states), dtype=bool)
-        mask[tuple(graph.sparse_edges.T)] = True
-        precision, recall = precision_recall(prm.mask().numpy(), mask)
-        found = {"hard_step_recall": recall, "hard_step_precision": precision}
-        policy = guidance(prm, scales, pretrained.device)
-        subject = reasoner_subject("guided", pretrained, raised, "p^ε_max", task, contexts, seed, policy)
-        rows.append(subject)
-    if tuned is not None:
-        rows.append(reasoner_subject("tuned", tuned, raised, "p^ε_max", task, contexts, seed))
-    for subject in rows[2:]:
-        subject.extra |= found
-    if student is not None:
-        rows.append(student_subject(student, graph.with_epsilon(student_epsilon), task))
-    return rows
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
 
 
-def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> tuple[Row, NDArray[np.int64]]:
+def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> tuple[ModelRow, NDArray[np.int64]]:
     """A row of the table.
 
     Args:
@@ -278,7 +255,7 @@ def measure(subject: Subject, walks: int, horizon_factor: float, seed: int) -> t
     horizon = max(1, math.ceil(horizon_factor * (time_cut or reference or subject.n_states**2)))
     sampled, times = _sample(subject, walks, horizon, seed)
     easy = np.setdiff1d(np.arange(subject.n_states), subject.hard[:, 0])
-    row: Row = {
+    row: ModelRow = {
         "unit": subject.unit,
         "parameters": subject.parameters,
         "hitting_time_exact": time_cut if subject.exact else None,
@@ -306,19 +283,18 @@ def _reachable_time(subject: Subject, kernel: Kernel) -> float | None:
         return None
 
 
-def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Row, NDArray[np.int64]]:
+def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[ModelRow, NDArray[np.int64]]:
     draw = generator(seed, "evaluation", subject.name, device=subject.device)
     law = torch.from_numpy(subject.start).to(subject.device)
     start = torch.multinomial(law, walks, replacement=True, generator=draw)
-    target = torch.zeros(subject.n_states, dtype=torch.bool, device=subject.device)
-    target[torch.from_numpy(subject.target).to(subject.device)] = True
+    target = torch.from_numpy(subject.mask()).to(subject.device)
     walker = subject.walker(start, draw)
     begin = time.perf_counter()
     times, censored = first_hitting_times(walker, target, horizon)
     seconds = time.perf_counter() - begin
     values = times.double()
-    mean, half = float(values.mean()), _Z * float(values.std()) / math.sqrt(walks)
-    row: Row = {
+    mean, half = float(values.mean()), NORMAL_975 * float(values.std()) / math.sqrt(walks)
+    row: ModelRow = {
         "mean": mean,
         "low": mean - half,
         "high": mean + half,
@@ -341,16 +317,15 @@ def measure_lift(
     task: Task,
     walks: int,
     seed: int,
-    judge: Callable[[Tensor, Tensor], Row] | None = None,
-) -> Row:
+    judge: Callable[[Tensor, Tensor], ModelRow] | None = None,
+) -> ModelRow:
     """Lifted paths: their mean length with 95 % interval, and the share that arrives by edges of the graph only.
 
     `judge` adds entries from the paths (W, L), -1 behind their ends, and who arrived (W,) bool.
     """
     draw = generator(seed, "evaluation", "lift", device=teacher.device)
     start = torch.multinomial(torch.from_numpy(task.start).to(teacher.device), walks, replacement=True, generator=draw)
-    target = torch.zeros(graph.n_states, dtype=torch.bool, device=teacher.device)
-    target[torch.from_numpy(task.target).to(teacher.device)] = True
+    target = torch.from_numpy(task.mask()).to(teacher.device)
     lifted = lift(student, teacher, prm, start, target, draw)
     paths, arrived = (tensor.cpu().numpy() for tensor in lifted)
     edge = np.zeros((graph.n_states, graph.n_states), dtype=bool)
@@ -359,7 +334,7 @@ def measure_lift(
     valid = (edge[before, after] | (after < 0)).all(axis=1) & arrived
     length = (after >= 0).sum(axis=1)[valid].astype(float)
     mean = float(length.mean()) if len(length) else None
-    half = _Z * float(length.std(ddof=1)) / math.sqrt(len(length)) if len(length) > 1 else 0.0
+    half = NORMAL_975 * float(length.std(ddof=1)) / math.sqrt(len(length)) if len(length) > 1 else 0.0
     return {
         "lifted_steps": mean,
         "lifted_steps_low": None if mean is None else mean - half,

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from mcot_torch.algorithms.prm import PRM, guidance
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation.subjects import Row, Subject
+from mcot_torch.evaluation.rows import ModelRow
+from mcot_torch.evaluation.statistics import wilson_interval
+from mcot_torch.evaluation.subjects import Subject
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.logic.actions import LogicalActions
 from mcot_torch.logic.groups import Group
@@ -36,7 +38,6 @@ from mcot_torch.system.randomness import generator
 
 __all__ = ["Learned", "ValueWalker", "Values", "learn_actions", "path_values", "step_matrix", "wilson"]
 
-_Z = 1.959963984540054  # 97.5 % point of the normal law
 _ROWS = 256  # labelled paths at once
 
 
@@ -200,11 +201,9 @@ def _events(edges: Tensor, paths: Tensor) -> Tensor:
 
 def wilson(hits: Tensor) -> dict[str, float]:
     """Share of a (n,) bool tensor with Wilson's 95 % interval: {"share", "low", "high"}."""
-    n, share = len(hits), float(hits.double().mean())
-    middle = share + _Z**2 / (2 * n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    low, high = ((middle + side * half) / (1 + _Z**2 / n) for side in (-1, 1))
-    return {"share": share, "low": max(0.0, low), "high": min(1.0, high)}
+    share = float(hits.double().mean())
+    low, high = wilson_interval(share, len(hits))
+    return {"share": share, "low": float(low), "high": float(high)}
 
 
 class Values:
@@ -281,32 +280,31 @@ class Values:
 
     # ---- judging ------------------------------------------------------------------------------------------------
 
-    def watch(self, subject: Subject) -> tuple[Subject, Callable[[], Row]]:
+    def watch(self, subject: Subject) -> tuple[Subject, Callable[[], ModelRow]]:
         """A subject whose walks are judged as they go, and the entries of its row, to be called after them.
 
         `valid_path`: the walk arrives, by edges of the graph only. `right_value`: it is valid, and the model returns its value.
         """
-        if subject.name == "base" or (subject.name == "student" and self.no_hop_values):
+        if subject.knows is None or (subject.knows == "hops" and self.no_hop_values):
             return subject, dict
-        if subject.name == "student":
+        if subject.knows == "hops":
             matrices = self._hop_truth, self._hop_known
         else:
-            matrices = self._truth, self._nothing if subject.name == "pretrained" else self._known
-        target = torch.zeros(subject.n_states, dtype=torch.bool, device=subject.device)
-        target[torch.from_numpy(subject.target).to(subject.device)] = True
+            matrices = self._truth, self._nothing if subject.knows == "nothing" else self._known
+        target = torch.from_numpy(subject.mask()).to(subject.device)
         watched: list[ValueWalker] = []
 
         def walker(start: Tensor, draw: torch.Generator) -> Walker:
             watched.append(ValueWalker(subject.walker(start, draw), target, self.group, *matrices))
             return watched[-1]
 
-        def judged() -> Row:
+        def judged() -> ModelRow:
             truth, told = watched[-1].values
             return _judged("", truth, told, watched[-1].arrived)
 
         return replace(subject, walker=walker), judged
 
-    def lifted(self, paths: Tensor, arrived: Tensor) -> Row:
+    def lifted(self, paths: Tensor, arrived: Tensor) -> ModelRow:
         """The entries of lifted paths: (W, L) int64 states, -1 behind the end, with the values that the student returns."""
         truth = path_values(self._truth, self.group, paths)
         hops = self._labels.to(paths.device)[paths.clamp_min(0)].where(paths >= 0, -1)
@@ -327,7 +325,7 @@ class Values:
         return out
 
 
-def _judged(prefix: str, truth: Tensor, told: Tensor, arrived: Tensor) -> Row:
+def _judged(prefix: str, truth: Tensor, told: Tensor, arrived: Tensor) -> ModelRow:
     valid = arrived & (truth >= 0)
     return {f"{prefix}valid_path": wilson(valid), f"{prefix}right_value": wilson(valid & (truth == told))}
 

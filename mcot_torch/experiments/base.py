@@ -20,16 +20,16 @@ __all__ = [
     "HOLDS",
     "UNANSWERED",
     "Experiment",
+    "Measurement",
     "Number",
     "Point",
-    "Row",
     "Summary",
     "judge",
 ]
 
 Point = dict[str, Any]
 """What one measurement depends on, its seed included; JSON-able."""
-Row = dict[str, Any]
+Measurement = dict[str, Any]
 """A point and what was measured there, in one flat dict."""
 
 HOLDS, CONSTANTS, FAILS = "holds", "holds with these constants", "does not hold"
@@ -149,6 +149,6 @@ class Experiment(Generic[S]):
     settings: type[S]
     quick: Callable[[], S]
     points: Callable[[S], list[Point]]
-    measure: Callable[[Point], Row]
-    summarise: Callable[[S, list[Row]], Summary]
-    figure: Callable[[S, list[Row], Summary], Figure | list[Figure]]
+    measure: Callable[[Point], Measurement]
+    summarise: Callable[[S, list[Measurement]], Summary]
+    figure: Callable[[S, list[Measurement], Summary], Figure | list[Figure]]

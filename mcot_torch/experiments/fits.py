@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from mcot_torch.experiments.base import Number, Row
+from mcot_torch.experiments.base import Measurement, Number
 
 __all__ = ["mean_number", "power_law", "power_laws", "select", "slope", "straight_line"]
 
@@ -72,6 +72,6 @@ def mean_number(name: str, values: Sequence[float], **bounds: Any) -> Number:
     return Number(name, float(v.mean()), float(v.mean()) - half, float(v.mean()) + half, **bounds)
 
 
-def select(rows: Iterable[Row], **where: Any) -> list[Row]:
+def select(rows: Iterable[Measurement], **where: Any) -> list[Measurement]:
     """The rows whose columns have the given values."""
     return [row for row in rows if all(row.get(key) == value for key, value in where.items())]

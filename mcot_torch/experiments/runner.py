@@ -34,7 +34,7 @@ from PIL import Image
 
 from mcot_torch.errors import InputError
 from mcot_torch.experiments import load
-from mcot_torch.experiments.base import Experiment, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Point, Summary
 from mcot_torch.system.machine import settle
 from mcot_torch.system.progress import progress_bar
 from mcot_torch.version import __version__
@@ -250,7 +250,7 @@ def _result(
     }
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Measurement]) -> str:
     """CSV of the rows; lists stand as JSON in one cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()

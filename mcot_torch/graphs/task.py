@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.graph import MetastableGraph
 
-__all__ = ["Task", "TaskConfig", "build_task"]
+__all__ = ["Task", "TaskConfig", "build_task", "target_mask"]
 
 _FORMS = "cluster:K, entry:K, state:NAME or states:NAME,NAME"
 _NAMED = 4  # more states than this are counted in the description, not named
@@ -43,6 +43,21 @@ class Task:
     start: NDArray[np.float64]
     target: NDArray[np.int64]
     description: str
+
+    def mask(self) -> NDArray[np.bool_]:
+        """(N,) bool: whether a state is a target."""
+        return target_mask(len(self.start), self.target)
+
+
+def target_mask(n_states: int, target: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n_states,) bool: whether a state is among the (n,) target states.
+
+    >>> target_mask(4, np.array([1, 3])).tolist()
+    [False, True, False, True]
+    """
+    mask = np.zeros(n_states, dtype=bool)
+    mask[target] = True
+    return mask
 
 
 def build_task(config: TaskConfig, graph: MetastableGraph) -> Task:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mcot_torch.estimation.clusters import METASTABLE
 from mcot_torch.estimation.estimate import Estimate
-from mcot_torch.estimation.traces import TraceReport
+from mcot_torch.estimation.traces import TraceAnalysis
 
-__all__ = ["Table", "as_json", "estimate_parts", "markdown", "show", "trace_parts", "write_report"]
+__all__ = ["Table", "as_json", "estimate_parts", "markdown", "show", "trace_parts", "write_estimate"]
 
 _SHOWN = 12  # rows of a table on the terminal
 _TIMES = 8
@@ -80,18 +80,18 @@ def _chain_parts(found: Estimate) -> list[Part]:
     return parts
 
 
-def trace_parts(report: TraceReport) -> list[Part]:
+def trace_parts(traces: TraceAnalysis) -> list[Part]:
     """The same for traces, with clusters, passages and examples in their own words."""
-    right, wrong = (sum(trace.correct is value for trace in report.traces) for value in (True, False))
+    right, wrong = (sum(trace.correct is value for trace in traces.traces) for value in (True, False))
     known = f", {right:,} correct and {wrong:,} incorrect" if right + wrong else ""
-    steps = sum(len(trace.steps) for trace in report.traces)
-    parts: list[Part] = [f"{len(report.traces):,} traces{known}, {steps:,} steps of {len(report.kind_list)} kinds."]
-    parts += _chain_parts(report.estimate)
-    if report.estimate.graph is None:
-        kinds = [(kind.name, f"{kind.share:.1%}", f"{kind.last:.1%}") for kind in report.kind_list]
+    steps = sum(len(trace.steps) for trace in traces.traces)
+    parts: list[Part] = [f"{len(traces.traces):,} traces{known}, {steps:,} steps of {len(traces.kind_list)} kinds."]
+    parts += _chain_parts(traces.estimate)
+    if traces.estimate.graph is None:
+        kinds = [(kind.name, f"{kind.share:.1%}", f"{kind.last:.1%}") for kind in traces.kind_list]
         return [*parts, Table("Kinds of steps", ("kind: commonest text", "of all steps", "of last steps"), kinds)]
-    if report.stuck:
-        parts.append(report.stuck)
+    if traces.stuck:
+        parts.append(traces.stuck)
     rows = [
         (
             f"C_{basin.cluster}",
@@ -101,10 +101,10 @@ def trace_parts(report: TraceReport) -> list[Part]:
             _percent(basin.ends_correct),
             _percent(basin.ends_incorrect),
         )
-        for basin in report.basins
+        for basin in traces.basins
     ]
     columns = ("", "kinds", "of all steps", "steps to leave", "correct end here", "incorrect end here")
-    notes = tuple(f"C_{basin.cluster}: " + " / ".join(basin.examples) for basin in report.basins)
+    notes = tuple(f"C_{basin.cluster}: " + " / ".join(basin.examples) for basin in traces.basins)
     parts.append(Table("Clusters", columns, rows, notes))
     passages = [
         (
@@ -115,10 +115,10 @@ def trace_parts(report: TraceReport) -> list[Part]:
             _percent(p.incorrect),
             "-" if p.p_value is None else f"{p.p_value:.2g}",
         )
-        for p in report.passages
+        for p in traces.passages
     ]
     columns = ("passage", "seen", "probability a step", "correct take it", "incorrect", "p")
-    notes = tuple(f"C_{p.source} -> C_{p.target}: " + " -> ".join(p.examples[0]) for p in report.passages)
+    notes = tuple(f"C_{p.source} -> C_{p.target}: " + " -> ".join(p.examples[0]) for p in traces.passages)
     return [*parts, Table("Passages between clusters: the hard steps", columns, passages, notes)]
 
 
@@ -165,9 +165,9 @@ def markdown(title: str, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def as_json(report: Estimate | TraceReport) -> dict[str, Any]:
+def as_json(estimated: Estimate | TraceAnalysis) -> dict[str, Any]:
     """Everything but the arrays: numbers, names, examples."""
-    found = report.estimate if isinstance(report, TraceReport) else report
+    found = estimated.estimate if isinstance(estimated, TraceAnalysis) else estimated
     result: dict[str, Any] = {
         "metastable": found.graph is not None and found.separation >= METASTABLE,
         "verdict": found.verdict,
@@ -184,27 +184,27 @@ def as_json(report: Estimate | TraceReport) -> dict[str, Any]:
     if found.graph is not None:
         graph = found.graph
         result["clusters"] = [[graph.name(int(x)) for x in graph.members(k)] for k in range(graph.n_clusters)]
-    if isinstance(report, TraceReport):
-        result["kinds"] = [asdict(kind) for kind in report.kind_list]
+    if isinstance(estimated, TraceAnalysis):
+        result["kinds"] = [asdict(kind) for kind in estimated.kind_list]
         result["basins"] = [
-            {**asdict(basin), "stay": basin.stay if math.isfinite(basin.stay) else None} for basin in report.basins
+            {**asdict(basin), "stay": basin.stay if math.isfinite(basin.stay) else None} for basin in estimated.basins
         ]
-        result["passages"] = [asdict(passage) for passage in report.passages]
-        result["stuck"] = report.stuck
+        result["passages"] = [asdict(passage) for passage in estimated.passages]
+        result["stuck"] = estimated.stuck
     return result
 
 
-def write_report(report: Estimate | TraceReport, title: str, folder: Path) -> list[Path]:
+def write_estimate(estimated: Estimate | TraceAnalysis, title: str, folder: Path) -> list[Path]:
     """Write report.md, report.json and, of a metastable chain, graph.npz and graph.png; returns the files."""
     from mcot_torch.graphs.task import TaskConfig, build_task
     from mcot_torch.report.figures import graph_figure, save
 
-    found = report.estimate if isinstance(report, TraceReport) else report
-    parts = trace_parts(report) if isinstance(report, TraceReport) else estimate_parts(found)
+    found = estimated.estimate if isinstance(estimated, TraceAnalysis) else estimated
+    parts = trace_parts(estimated) if isinstance(estimated, TraceAnalysis) else estimate_parts(found)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "report.md": markdown(title, parts),
-        "report.json": json.dumps(as_json(report), indent=1, ensure_ascii=False),
+        "report.json": json.dumps(as_json(estimated), indent=1, ensure_ascii=False),
     }
     for name, text in files.items():
         temporary = folder / (name + ".tmp")

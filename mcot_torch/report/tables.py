@@ -11,19 +11,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mcot_torch.evaluation.subjects import Row
+from mcot_torch.evaluation.rows import ModelRow, expected_time
 from mcot_torch.report.text import interval, number
 
-__all__ = ["as_markdown", "expected_time", "flat", "result_tables", "rich_table", "rows_as_csv"]
+__all__ = ["as_markdown", "flat", "result_tables", "rich_table", "rows_as_csv"]
 
 
-def expected_time(row: Row) -> float:
-    """A model's expected hitting time: exact where it is, sampled otherwise."""
-    exact = row["hitting_time_exact"]
-    return exact if exact is not None else row["hitting_time_sampled"]["mean"]
-
-
-def flat(row: Row, prefix: str = "") -> dict[str, Any]:
+def flat(row: ModelRow, prefix: str = "") -> dict[str, Any]:
     """A row without nesting: {"a": {"b": 1}} as {"a.b": 1}."""
     result: dict[str, Any] = {}
     for key, value in row.items():
@@ -31,7 +25,7 @@ def flat(row: Row, prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def rows_as_csv(rows: dict[str, Row]) -> str:
+def rows_as_csv(rows: dict[str, ModelRow]) -> str:
     """One line a model, a column for whatever any of them has."""
     lines = [{"model": name, **flat(row)} for name, row in rows.items()]
     columns = list(dict.fromkeys(key for line in lines for key in line))
@@ -42,7 +36,7 @@ def rows_as_csv(rows: dict[str, Row]) -> str:
     return buffer.getvalue()
 
 
-def as_markdown(rows: dict[str, Row]) -> str:
+def as_markdown(rows: dict[str, ModelRow]) -> str:
     """Model, time and speed-up as a Markdown table."""
     lines = ["| model | time to the target | speed-up |", "|---|---:|---:|"]
     for name, row in rows.items():

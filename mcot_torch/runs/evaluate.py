@@ -1,34 +1,32 @@
-"""What a run leaves for people: evaluation.json, evaluation.csv, the table on the terminal, the figures, report.html.
+"""Evaluate a run: load its models, measure them, draw them, and write evaluation.json, evaluation.csv, figures and report.html.
 
-`evaluate_run` recomputes all of it from the run folder alone, for every model that its finished stages left.
+`evaluate_run` needs the run folder alone. `evaluation/` computes the numbers and `report/` draws them.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mcot_torch.chains import survival
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation.subjects import Row, Subject, measure, measure_lift, subjects
+from mcot_torch.evaluation.curves import SurvivalCurve, curve_entries, survival_curves
+from mcot_torch.evaluation.models import EvaluationInputs, Measured, measure_models
+from mcot_torch.evaluation.problem import Models, Problem, shortest_path
+from mcot_torch.evaluation.rows import ModelRow
 from mcot_torch.evaluation.values import Values
-from mcot_torch.graphs import MetastableGraph
 from mcot_torch.report.page.material import Material
-from mcot_torch.report.page.story import report
+from mcot_torch.report.page.story import report_page
 from mcot_torch.report.page.values import value_table
-from mcot_torch.report.tables import as_markdown, expected_time, result_tables, rows_as_csv
-from mcot_torch.runs.config import STAGES, Config
-from mcot_torch.runs.pipeline import Models, Problem, load_run
-from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.report.tables import as_markdown, result_tables, rows_as_csv
+from mcot_torch.runs.config import STAGES, Config, to_yaml
+from mcot_torch.runs.folder import RunFolder
+from mcot_torch.runs.loading import load_run
 from mcot_torch.system.files import write_text
 from mcot_torch.system.machine import settle
-from mcot_torch.system.progress import console, progress_bar
+from mcot_torch.system.progress import console
 
-__all__ = ["evaluate_run", "shortest_path"]
+__all__ = ["evaluate_run"]
 
 
 def evaluate_run(
@@ -61,10 +59,11 @@ def evaluate_run(
         )
     seed = config.seed if seed is None else seed
     walks = walks or config.evaluation.walks
-    values = _values(config, problem, models)
-    rows, times, evaluated = _measure_all(config, problem, models, walks, seed, values)
-    curves = _curves(evaluated, times, rows)
-    result = {"models": rows, **_surroundings(config, problem, folder, walks, seed), "survival": _survival(curves)}
+    inputs = EvaluationInputs(problem, models, config.distill.teacher, config.evaluation.contexts, seed)
+    values = _values(config, inputs)
+    measured = measure_models(inputs, walks, config.evaluation.horizon_factor, values, config.trainer.progress)
+    rows, curves = measured.rows, survival_curves(measured)
+    result = {"models": rows, **_surroundings(config, problem, folder, walks, seed), "survival": curve_entries(curves)}
     if values is not None:
         result["logic"] = {"group": config.logic.group, "actions": config.logic.actions, **values.summary()}
     write_text(folder.path / "evaluation.json", json.dumps(result, indent=2))
@@ -72,17 +71,28 @@ def evaluate_run(
     for table in (*result_tables(result), *([value_table(result)] if "logic" in result else [])):
         console.print(table)
     if config.evaluation.figures if figures is None else figures:
-        _draw(folder, problem, models, evaluated, curves, rows)
-        named = {subject.name: subject for subject in evaluated}
-        material = Material(folder.path.resolve().name, config, problem, models, result, named, curves)
-        write_text(folder.path / "report.html", report(material))
+        _draw(folder, inputs, measured, curves)
+        material = Material(
+            folder.path.resolve().name,
+            config.seed,
+            config.distill.teacher,
+            to_yaml(config),
+            problem,
+            models,
+            _sampled(config, models, result["transitions"]),
+            result,
+            measured.subjects,
+            curves,
+        )
+        write_text(folder.path / "report.html", report_page(material))
     if log_to is not None:
         _log(log_to, config, rows)
     return result
 
 
-def _values(config: Config, problem: Problem, models: Models) -> Values | None:
+def _values(config: Config, inputs: EvaluationInputs) -> Values | None:
     """The values that the models have learned to return, where hard steps compute any."""
+    problem, models = inputs.problem, inputs.models
     if problem.actions is None or models.pretrained is None:
         return None
     return Values(
@@ -94,49 +104,21 @@ def _values(config: Config, problem: Problem, models: Models) -> Values | None:
         models.prm,
         models.teacher(config),
         models.student,
-        _teacher_epsilon(config, problem),
+        inputs.teacher_epsilon,
     )
 
 
-def _teacher_epsilon(config: Config, problem: Problem) -> float:
-    return problem.scales.epsilon_max if config.distill.teacher == "tuned" else problem.scales.epsilon
-
-
-def _measure_all(
-    config: Config, problem: Problem, models: Models, walks: int, seed: int, values: Values | None
-) -> tuple[dict[str, Row], dict[str, np.ndarray], list[Subject]]:
-    graph, task, scales = problem.graph, problem.task, problem.scales
-    found = subjects(
-        graph,
-        task,
-        scales,
-        models.pretrained,
-        models.prm,
-        models.tuned,
-        models.student,
-        _teacher_epsilon(config, problem),
-        config.evaluation.contexts,
-        seed,
-    )
-    rows: dict[str, Row] = {}
-    times: dict[str, np.ndarray] = {}
-    with progress_bar("evaluate", len(found), config.trainer.progress) as bar:
-        for done, subject in enumerate(found):
-            bar.update(done, subject.name)
-            watched, judged = (subject, dict) if values is None else values.watch(subject)
-            row, times[subject.name] = measure(watched, walks, config.evaluation.horizon_factor, seed)
-            rows[subject.name] = row | judged()
-        teacher = models.teacher(config)
-        if models.student is not None and models.prm is not None and teacher is not None:
-            judge = None if values is None else values.lifted
-            rows["student"] |= measure_lift(models.student, teacher, models.prm, graph, task, walks, seed, judge)
-        bar.update(len(found))
-    base = rows["base"]["hitting_time_exact"]
-    for row in rows.values():
-        row["speedup"] = base / expected_time(row) if expected_time(row) else None
-        if "lifted_steps" in row:
-            row["lifted_speedup"] = base / row["lifted_steps"] if row["lifted_steps"] else None
-    return rows, times, found
+def _sampled(config: Config, models: Models, transitions: dict[str, Any]) -> dict[str, float | None]:
+    """Stage -> steps that it sampled; None where that is unknown."""
+    assert models.pretrained is not None
+    window = models.pretrained.window
+    steps = config.pretrain.steps + config.pretrain.steps_after_cut
+    if window > 1:
+        pretrain = steps * config.pretrain.batch_size * window
+    else:
+        pretrain = config.pretrain.transitions * (steps if config.pretrain.data == "pairs" else 1)
+    distill = config.distill.transitions or (1_000_000_000 if window == 1 else 2_000_000)
+    return {"pretrain": pretrain, **transitions, "distill": distill}
 
 
 def _surroundings(config: Config, problem: Problem, folder: RunFolder, walks: int, seed: int) -> dict[str, Any]:
@@ -168,77 +150,17 @@ def _surroundings(config: Config, problem: Problem, folder: RunFolder, walks: in
     }
 
 
-def shortest_path(graph: MetastableGraph, start: np.ndarray, target: np.ndarray) -> int:
-    """Fewest steps from any start state to the target, by breadth-first search."""
-    distance = np.full(graph.n_states, -1)
-    queue = deque(np.flatnonzero(start > 0).tolist())
-    distance[list(queue)] = 0
-    goal = set(target.tolist())
-    while queue:
-        x = queue.popleft()
-        if x in goal:
-            return int(distance[x])
-        for y in graph.indices[graph.indptr[x] : graph.indptr[x + 1]].tolist():
-            if distance[y] < 0:
-                distance[y] = distance[x] + 1
-                queue.append(y)
-    raise InputError("the target cannot be reached")
-
-
-def _curves(evaluated: list[Subject], times: dict[str, np.ndarray], rows: dict[str, Row]) -> dict[str, dict[str, Any]]:
-    """Model -> its survival curve as `figures.survival_figure` takes it."""
-    curves: dict[str, dict[str, Any]] = {}
-    for subject in evaluated:
-        longest = max(2, times[subject.name].max())
-        grid = np.unique(np.concatenate([np.arange(1, 100), np.geomspace(1, longest, 120).astype(np.int64)]))
-        grid = grid[grid <= longest]
-        exact = survival(subject.kernel, subject.start, subject.target, grid) if subject.law_is_solved else None
-        horizon = rows[subject.name]["hitting_time_sampled"]["horizon"]
-        curve = {
-            "times": grid,
-            "exact": exact,
-            "sampled": times[subject.name],
-            "unit": subject.unit,
-            "horizon": horizon,
-        }
-        curves[subject.name] = curve
-    return curves
-
-
-def _survival(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The curves at some 60 times each, for evaluation.json and for comparing runs."""
-    out = {}
-    for name, curve in curves.items():
-        grid = np.unique(np.geomspace(1, curve["times"][-1], 60).round().astype(np.int64))
-        exact = None if curve["exact"] is None else np.interp(grid, curve["times"], curve["exact"]).round(6).tolist()
-        sampled = 1.0 - np.searchsorted(np.sort(curve["sampled"]), grid, side="right") / len(curve["sampled"])
-        sampled = np.where(grid < curve["horizon"], sampled, np.mean(curve["sampled"] >= curve["horizon"]))
-        out[name] = {
-            "unit": curve["unit"],
-            "times": grid.tolist(),
-            "exact": exact,
-            "sampled": sampled.round(6).tolist(),
-        }
-    return out
-
-
-def _draw(
-    folder: RunFolder,
-    problem: Problem,
-    models: Models,
-    evaluated: list[Subject],
-    curves: dict[str, dict[str, Any]],
-    rows: dict[str, Row],
-) -> None:
+def _draw(folder: RunFolder, inputs: EvaluationInputs, measured: Measured, curves: dict[str, SurvivalCurve]) -> None:
     from mcot_torch.report import figures
 
-    found = models.prm.edges.numpy() if models.prm is not None else None
-    kernels = {subject.name: subject.kernel for subject in evaluated if subject.unit == "steps"}
+    problem, prm = inputs.problem, inputs.models.prm
+    found = prm.edges.numpy() if prm is not None else None
+    kernels = {name: subject.kernel for name, subject in measured.subjects.items() if subject.unit == "steps"}
     histories = {stage: folder.history(stage) for stage in STAGES if folder.is_finished(stage)}
     epsilon, epsilon_max = problem.scales.epsilon, problem.scales.epsilon_max
     drawn = {
         "graph": figures.graph_figure(problem.graph, found, problem.task),
-        "hitting_times": figures.hitting_time_figure(rows),
+        "hitting_times": figures.hitting_time_figure(measured.rows),
         "kernels": figures.kernel_figure(kernels, problem.graph.clusters),
         "survival": figures.survival_figure(curves),
         "training": figures.training_figure(histories, epsilon, epsilon_max),
@@ -247,7 +169,7 @@ def _draw(
         figures.save(figure, folder.path / "figures" / f"{name}.png")
 
 
-def _log(folder: RunFolder, config: Config, rows: dict[str, Row]) -> None:
+def _log(folder: RunFolder, config: Config, rows: dict[str, ModelRow]) -> None:
     """Final metrics and figures into TensorBoard."""
     from matplotlib.image import imread
 

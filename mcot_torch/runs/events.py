@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: named charts a stage, the configuration, final metrics, HPARAMS.
+"""TensorBoard events of a run: logged lines, named charts of each stage, configuration, final metrics, HPARAMS.
 
 Every run writes the same columns to the HPARAMS tab, whatever stages it ran, because TensorBoard takes them from one
 run only: with `--logdir runs` all runs can then be sorted and compared by any setting that decides their numbers.
@@ -9,14 +9,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mcot_torch.evaluation.models import MODELS
+from mcot_torch.evaluation.rows import expected_time
 from mcot_torch.runs.config import Config, flat_identity, to_yaml
 
-__all__ = ["LAYOUT", "METRICS", "final_metrics", "log_hyperparameters", "start_events"]
+__all__ = [
+    "LAYOUT",
+    "final_metrics",
+    "final_tags",
+    "fresh_writer",
+    "log_hyperparameters",
+    "log_line",
+    "start_events",
+]
 
 _HARD = ("hard_step_min", "hard_step_mean", "hard_step_max")
 _ERRORS = ("sup_error", "row_tv_max", "row_tv_mean", "row_tv_easy_max")
@@ -39,7 +50,7 @@ _CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "distill": {"loss": ("loss",)},
 }
-_MODELS = ("base", "pretrained", "guided", "tuned", "student")
+_LIFTED = ("lifted_steps", "lifted_valid", "lifted_right_value")
 
 LAYOUT = {
     **{
@@ -52,17 +63,36 @@ LAYOUT = {
 }
 """Category -> title -> chart of the CUSTOM SCALARS tab; tags are regular expressions."""
 
-METRICS = (
-    *(
-        f"final/{model}/{name}"
-        for model in _MODELS
-        for name in ("hitting_time", "speedup", "row_tv_max", "hard_step_mean")
-    ),
-    *(f"final/student/{name}" for name in ("lifted_steps", "lifted_valid", "lifted_right_value")),
-    *(f"final/{model}/{name}" for model in _MODELS[1:] for name in ("valid_path", "right_value")),
-    *(f"final/search/{name}" for name in ("recall", "precision")),
-)
-"""Columns of the HPARAMS tab; a run has those of the stages that it has finished."""
+
+def final_tags() -> tuple[str, ...]:
+    """Columns of the HPARAMS tab, the same in every run; a run has the columns of the stages that it has finished."""
+    measured = ("hitting_time", "speedup", "row_tv_max", "hard_step_mean")
+    models = MODELS.values()
+    return (
+        *(f"final/{entry.name}/{name}" for entry in models for name in measured),
+        *(f"final/{entry.name}/{name}" for entry in models if entry.lifted for name in _LIFTED),
+        *(f"final/{entry.name}/{name}" for entry in models if entry.knows for name in ("valid_path", "right_value")),
+        *(f"final/search/{name}" for name in ("recall", "precision")),
+    )
+
+
+def fresh_writer(folder: Path) -> SummaryWriter:
+    """A writer of one new event file, in place of those of earlier processes.
+
+    TensorBoard's events are a view of the logged lines. They are written anew whenever a run is continued, so that a killed run
+    leaves neither gaps nor doubles.
+    """
+    for file in folder.glob("events.out.tfevents*"):
+        file.unlink()
+    return SummaryWriter(str(folder))
+
+
+def log_line(writer: SummaryWriter, stage: str, line: Mapping[str, float]) -> None:
+    """Write one logged line as `stage/name`, a rate as `time/stage_name`."""
+    for key, value in line.items():
+        if key != "step":
+            tag = f"time/{stage}_{key.removeprefix('time/')}" if key.startswith("time/") else f"{stage}/{key}"
+            writer.add_scalar(tag, value, int(line["step"]))
 
 
 def start_events(writer: SummaryWriter, config: Config, manifest: Mapping[str, Any]) -> None:
@@ -80,21 +110,21 @@ def _code(language: str, text: str) -> str:
 
 
 def final_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Those of METRICS that the rows of evaluation.json have."""
+    """The tags of `final_tags` that the rows of evaluation.json have, with their values."""
+    tags = set(final_tags())
     found: dict[str, float | None] = {}
     for model, row in rows.items():
-        exact = row["hitting_time_exact"]
-        found[f"final/{model}/hitting_time"] = row["hitting_time_sampled"]["mean"] if exact is None else exact
+        found[f"final/{model}/hitting_time"] = expected_time(row)
         found[f"final/{model}/speedup"] = row["speedup"]
         found[f"final/{model}/row_tv_max"] = row["row_tv_max"]
         found[f"final/{model}/hard_step_mean"] = row["hard_step_probability"]["mean"]
         found |= {f"final/{model}/{key}": row.get(key) for key in ("lifted_steps", "lifted_valid")}
         judged = ("valid_path", "right_value", "lifted_right_value")
         found |= {f"final/{model}/{key}": row[key]["share"] for key in judged if key in row}
-        if model == "guided":  # the tuned model and the student repeat what search found
+        if model in MODELS and MODELS[model].stage == "search":  # later models repeat what search found
             found["final/search/recall"] = row["hard_step_recall"]
             found["final/search/precision"] = row["hard_step_precision"]
-    return {key: float(value) for key, value in found.items() if value is not None and key in METRICS}
+    return {key: float(value) for key, value in found.items() if value is not None and key in tags}
 
 
 def log_hyperparameters(writer: SummaryWriter, config: Config, metrics: Mapping[str, float]) -> None:
@@ -112,7 +142,7 @@ def log_hyperparameters(writer: SummaryWriter, config: Config, metrics: Mapping[
         else str(value)
         for key, value in flat_identity(config).items()
     }
-    columns, _, _ = hparams(values, dict.fromkeys(METRICS, 0.0))
+    columns, _, _ = hparams(values, dict.fromkeys(final_tags(), 0.0))
     _, begin, end = hparams(values, dict(metrics))
     events = writer._get_file_writer()
     for summary in (columns, begin, end):

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,98 +24,24 @@ from mcot_torch.algorithms.ppo import ppo, sign_ascent
 from mcot_torch.algorithms.pretrain import pretrain
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.algorithms.search import search
-from mcot_torch.chains import hitting_time
 from mcot_torch.chains.assumptions import check_assumptions, summary_lines
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.measures import make_probe
-from mcot_torch.graphs import MetastableGraph, Task, build_graph, build_task, resolve_epsilon_max
-from mcot_torch.graphs.scales import Scales
-from mcot_torch.logic import LogicalActions
-from mcot_torch.logic.task import build_actions
-from mcot_torch.reasoners import Reasoner, Student, build_reasoner, load_reasoner
+from mcot_torch.evaluation.problem import Models, Problem, prepare
+from mcot_torch.reasoners import Reasoner, build_reasoner, load_reasoner
 from mcot_torch.reasoners.linear import LinearReasoner
-from mcot_torch.runs.config import STAGES, Config, resolve_run_dir
+from mcot_torch.runs.config import Config, resolve_run_dir
+from mcot_torch.runs.folder import RunFolder
+from mcot_torch.runs.loading import load_models
 from mcot_torch.runs.memory import check_memory
-from mcot_torch.runs.run_folder import RunFolder
-from mcot_torch.system.files import refuse_links
+from mcot_torch.system.devices import pick_device
 from mcot_torch.system.machine import settle
-from mcot_torch.system.progress import console, say
-from mcot_torch.system.ranks import barrier, is_first, joined, local_rank, local_world_size, read_slurm, world_size
+from mcot_torch.system.progress import say
+from mcot_torch.system.ranks import barrier, is_first, joined, read_slurm, world_size
 from mcot_torch.training.loop import Context
 from mcot_torch.training.result import Cost, Metrics
 
-__all__ = ["Models", "Problem", "load_models", "load_run", "pick_device", "prepare", "run"]
-
-
-_MOST_STATES = 20_000  # an (N, N) float64 table takes 3 GiB
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a configuration poses: the graph, the task on it, its scales, and what its hard steps compute, if anything."""
-
-    graph: MetastableGraph
-    task: Task
-    scales: Scales
-    actions: LogicalActions | None = None
-
-    def hitting_time(self, epsilon: float) -> float:
-        """Exact E[τ] of the task at another ε, in steps."""
-        graph = self.graph.with_epsilon(epsilon)
-        return hitting_time(graph.to_scipy(), self.task.start, self.task.target, graph.clusters)
-
-
-@dataclass
-class Models:
-    """What the finished stages of a run made; None where a stage has not run."""
-
-    pretrained: Reasoner | None = None
-    prm: PRM | None = None
-    tuned: Reasoner | None = None
-    student: Student | None = None
-
-    def teacher(self, config: Config) -> Reasoner | None:
-        """The reasoner that the student was distilled from."""
-        return self.tuned if config.distill.teacher == "tuned" else self.pretrained
-
-
-def prepare(config: Config) -> Problem:
-    """Build and check everything that can be wrong before any work is done."""
-    graph = build_graph(config.graph)
-    if graph.n_states > _MOST_STATES:
-        raise InputError(
-            f"the graph has {graph.n_states:,} states; tables over pairs of states would take "
-            f"{8 * graph.n_states**2 / 2**30:,.0f} GiB each, and {_MOST_STATES:,} states are the most for training: use a smaller "
-            "graph; exact times of larger ones come from mcot_torch.hitting_time(graph.to_scipy(), start, target, graph.clusters)"
-        )
-    epsilon_max = resolve_epsilon_max(config.graph, graph)
-    task = build_task(config.task, graph)
-    actions = build_actions(config.logic, config.graph, graph)
-    problem = Problem(graph, task, Scales.of(graph, epsilon_max), actions)
-    problem.hitting_time(graph.epsilon)  # an unreachable target is an error now, not after the training
-    return problem
-
-
-def pick_device(accelerator: str, devices: int = 1) -> torch.device:
-    """The device of a run, of several this rank's; `auto` means CUDA where there is one, else the CPU."""
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise InputError("trainer.accelerator is cuda, and torch sees no CUDA device; use auto or cpu")
-    use_cuda = accelerator != "cpu" and torch.cuda.is_available()
-    if accelerator == "auto" and not use_cuda and Path("/proc/driver/nvidia/version").exists():
-        console.print(
-            "[yellow]This machine has an NVIDIA driver, but torch is a build without CUDA: the GPU stays idle. "
-            "Install torch from the CUDA index named on pytorch.org.[/yellow]"
-        )
-    if not use_cuda:
-        return torch.device("cpu")
-    here = 1 if devices == 1 else local_world_size()
-    there = torch.cuda.device_count()
-    if here > there:
-        raise InputError(
-            f"trainer.devices is {devices}, and torch sees {there} CUDA device{'s' * (there > 1)}; use at most as many, or "
-            "trainer.accelerator: cpu"
-        )
-    return torch.device("cuda", 0 if here == 1 else local_rank())
+__all__ = ["run"]
 
 
 def run(config: Config, command: list[str]) -> Path:
@@ -128,7 +54,7 @@ def run(config: Config, command: list[str]) -> Path:
     if config.trainer.deterministic:  # before CUDA is used; Lightning would do it for the steps of a stage alone
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    problem = prepare(config)
+    problem = prepare(config.graph, config.task, config.logic)
     read_slurm(config.trainer.devices)  # before the device: it says which one is this rank's
     device = pick_device(config.trainer.accelerator, config.trainer.devices)
     degree = int(np.diff(problem.graph.indptr).max())
@@ -284,9 +210,7 @@ def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: 
 
 def _start_and_target(problem: Problem) -> tuple[Tensor, Tensor]:
     """The task as Algorithm 3 takes it: (N,) law of X_in and (N,) bool X_out."""
-    target = torch.zeros(problem.graph.n_states, dtype=torch.bool)
-    target[torch.from_numpy(np.ascontiguousarray(problem.task.target))] = True
-    return torch.from_numpy(problem.task.start), target
+    return torch.from_numpy(problem.task.start), torch.from_numpy(problem.task.mask())
 
 
 def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
@@ -321,54 +245,3 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
     if is_first():
         graph.save(folder.stage("distill") / "graph.npz")
     return result.history, {"n_clusters": student.n_states}
-
-
-def load_run(folder: RunFolder, device: str | None = None) -> tuple[Config, Problem, Models]:
-    """A run folder as a whole, for evaluation; nothing outside it is read.
-
-    Raises:
-        InputError: a piece that is damaged, or that does not belong to the others, named.
-    """
-    refuse_links(folder.path)
-    config = folder.config()
-    folder.check_configuration(config)
-    graph = MetastableGraph.load(folder.path / "graph.npz")
-    folder.check_graph(graph.fingerprint())
-    scales = Scales.of(graph, resolve_epsilon_max(config.graph, graph))
-    actions = build_actions(config.logic, config.graph, graph)
-    problem = Problem(graph, build_task(config.task, graph), scales, actions)
-    return config, problem, load_models(folder, problem, pick_device(device or config.trainer.accelerator))
-
-
-def load_models(folder: RunFolder, problem: Problem, device: torch.device | str = "cpu") -> Models:
-    """The models of a run's finished stages.
-
-    Raises:
-        InputError: a file that this run did not write, or a model that does not fit the graph, naming both.
-    """
-    models = Models()
-    for stage in STAGES:
-        if folder.is_finished(stage):
-            folder.check_pieces(stage)
-    n = problem.graph.n_states
-
-    def fitting(stage: str) -> Reasoner:
-        model = load_reasoner(folder.stage(stage), device)
-        if isinstance(model, Student) != (stage == "distill"):
-            raise InputError(f"{folder.stage(stage)}: a {type(model).__name__} is no model of this stage")
-        size = len(model.labels) if isinstance(model, Student) else model.n_states
-        if size != n:
-            raise InputError(f"{folder.stage(stage)}: the model has {size} states and the run's graph has {n}")
-        return model
-
-    if folder.is_finished("pretrain"):
-        models.pretrained = fitting("pretrain")
-    if folder.is_finished("search"):
-        models.prm = PRM.load(folder.stage("search") / "edges.csv", n)
-    if folder.is_finished("ppo"):
-        models.tuned = fitting("ppo")
-    if folder.is_finished("distill"):
-        student = fitting("distill")
-        assert isinstance(student, Student)
-        models.student = student
-    return models

@@ -1,13 +1,14 @@
-"""`--trainer.devices N`: the same command N times, as ranks of one group, watched until all have ended.
+"""Start a command as N ranks of one process group on this machine, and watch the ranks until all have ended.
 
-Each rank is a process with the variables that torchrun would set. Signals go on to all of them. When one fails, the
-others are given time to notice, then ended; the cause is told once. If this process is killed, the ranks see their
-standard input end, save and stop.
+Each rank is a process with the variables that torchrun would set. Signals go on to all ranks. When a rank fails, the
+other ranks are given time to notice and are then ended; the cause is printed once. If this process is killed, the ranks
+see their standard input end, save and stop. What a rank runs is an entry point, written "package.module:function".
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -39,8 +40,8 @@ def lost_another(error: Exception, environment: Mapping[str, str]) -> bool:
     return is_rank(environment) and bool(_LOST.search(str(error)))
 
 
-def launch(prog: str, words: Sequence[str], devices: int) -> int:
-    """Run `prog words` on `devices` ranks of this machine; returns the exit status."""
+def launch(prog: str, words: Sequence[str], devices: int, entry: str) -> int:
+    """Run the entry point as `prog words` on `devices` ranks of this machine; returns the exit status."""
     environment = {
         **child_environment(),
         "MASTER_ADDR": "127.0.0.1",
@@ -52,7 +53,7 @@ def launch(prog: str, words: Sequence[str], devices: int) -> int:
         asides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(devices)]
         ranks = [
             subprocess.Popen(
-                child_command(prog, words),
+                child_command(prog, words, entry),
                 env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)},
                 stdin=subprocess.PIPE,
                 stdout=None if r == 0 else subprocess.DEVNULL,
@@ -65,13 +66,19 @@ def launch(prog: str, words: Sequence[str], devices: int) -> int:
         return _status(prog, ranks, asides, _watch(ranks))
 
 
-def child_command(prog: str, words: Sequence[str]) -> list[str]:
-    """The command of a process that runs train.py under the name `prog` and ends when its standard input does."""
+def child_command(prog: str, words: Sequence[str], entry: str) -> list[str]:
+    """Command line of a process that runs an entry point under the name `prog` and ends when its standard input does.
+
+    Args:
+        prog: name of the program in the messages of the process.
+        words: arguments of the program.
+        entry: "package.module:function"; the function takes no argument and returns the exit status.
+    """
     return [
         sys.executable,
         "-P",
         "-c",
-        f"from mcot_torch.system.launch import child_main; child_main({prog!r})",
+        f"from mcot_torch.system.launch import child_main; child_main({prog!r}, {entry!r})",
         *words,
     ]
 
@@ -83,9 +90,10 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def child_main(prog: str) -> None:
-    """What `child_command` runs: the parent holds the other end of the standard input for as long as it lives."""
-    from mcot_torch.cli import train
+def child_main(prog: str, entry: str) -> None:
+    """Run the entry point in a child process: the parent holds the other end of the standard input while it lives."""
+    module, _, function = entry.partition(":")
+    main = getattr(importlib.import_module(module), function)
 
     def follow() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock this thread would hold at the end
@@ -94,7 +102,7 @@ def child_main(prog: str) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     sys.argv[0] = prog
-    sys.exit(train())
+    sys.exit(main())
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import documentation, hitting, large, ppo, run, timing
-from benchmarks.timing import Mark, Row, Settings, Work, race
+from benchmarks.timing import Benchmark, Mark, Settings, Work, race
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = {
@@ -124,7 +124,7 @@ def test_turns_interleave_and_the_first_does_not_count():
 
 
 def test_marks_and_ratios():
-    row = Row("walks", "r", "", "steps", [timing.summary(Work("ours", None, 12.0, True), [2.0, 1.0, 3.0])])
+    row = Benchmark("walks", "r", "", "steps", [timing.summary(Work("ours", None, 12.0, True), [2.0, 1.0, 3.0])])
     row.entries.append(timing.summary(Work("peer", None, 1.0), [1.0, 4.0, 0.5]))
     assert row.entries[0]["quartiles"] == [1.5, 2.5]
     assert row.ratio("ours", "peer") == 6.0
@@ -151,7 +151,7 @@ def test_all_keeps_what_is_there_and_goes_on_after_a_failure(tmp_path, monkeypat
 
     def fine(settings):
         calls.append("fine")
-        return Row("walks", "fine", "a row", "steps", race([Work("x", lambda: None, ours=True)], settings))
+        return Benchmark("walks", "fine", "a row", "steps", race([Work("x", lambda: None, ours=True)], settings))
 
     def broken(settings):
         calls.append("broken")

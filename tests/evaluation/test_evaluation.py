@@ -10,17 +10,17 @@ from mcot_torch.algorithms.prm import PRM
 from mcot_torch.chains import hitting_time
 from mcot_torch.evaluation import subjects as evaluation
 from mcot_torch.evaluation.measures import hard_step_probabilities, make_probe, precision_recall, row_tv
+from mcot_torch.evaluation.models import EvaluationInputs, subjects
+from mcot_torch.evaluation.problem import Models, Problem, shortest_path
 from mcot_torch.evaluation.subjects import (
     base_subject,
     cluster_truth,
     measure,
     reasoner_subject,
-    subjects,
 )
 from mcot_torch.graphs import GraphConfig, TaskConfig, build_graph, build_task
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner
-from mcot_torch.runs.evaluate import shortest_path
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_sparse_kernels_give_the_rows_of_dense_ones(graph, task, monkeypatch):
     prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
 
     def rows():
-        found = subjects(graph, task, scales, exact_reasoner(graph), prm, exact_reasoner(graph), None, 0.1, 64, 0)
+        models = Models(exact_reasoner(graph), prm, exact_reasoner(graph))
+        found = subjects(EvaluationInputs(Problem(graph, task, scales), models, contexts=64))
         return {subject.name: measure(subject, 50, 12.0, 0)[0] for subject in found}
 
     dense = rows()
@@ -97,7 +98,8 @@ def test_sparse_kernels_give_the_rows_of_dense_ones(graph, task, monkeypatch):
 def test_guided_exact_reasoner_is_the_chain_at_epsilon_max(graph, task):
     scales = Scales.of(graph, 0.1)
     prm = PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
-    rows = subjects(graph, task, scales, exact_reasoner(graph), prm, None, None, 0.1, 64, 0)
+    models = Models(exact_reasoner(graph), prm)
+    rows = subjects(EvaluationInputs(Problem(graph, task, scales), models, contexts=64))
     guided, _ = measure(rows[2], 200, 12.0, 0)
     ideal = hitting_time(graph.with_epsilon(0.1).kernel(), task.start, task.target)
     assert guided["hitting_time_exact"] == pytest.approx(ideal, rel=1e-9)

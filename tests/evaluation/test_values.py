@@ -17,7 +17,9 @@ from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.errors import InputError
-from mcot_torch.evaluation.subjects import measure, measure_lift, student_subject, subjects
+from mcot_torch.evaluation.models import EvaluationInputs, subjects
+from mcot_torch.evaluation.problem import Models, Problem, prepare
+from mcot_torch.evaluation.subjects import measure, measure_lift, student_subject
 from mcot_torch.evaluation.values import Values, ValueWalker, learn_actions, path_values, step_matrix, wilson
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs import GraphConfig, MetastableGraph, TaskConfig, build_graph, build_task
@@ -28,8 +30,8 @@ from mcot_torch.logic import LogicalActions, concept_actions, cyclic, symmetric
 from mcot_torch.logic.task import LogicConfig, build_actions, named_group
 from mcot_torch.report.page.values import value_section, value_table
 from mcot_torch.runs.config import load_config, parse_train
-from mcot_torch.runs.events import METRICS, final_metrics
-from mcot_torch.runs.pipeline import prepare, run
+from mcot_torch.runs.events import final_metrics, final_tags
+from mcot_torch.runs.pipeline import run
 from mcot_torch.sampling.walks import StepTable, first_hitting_times, walk_paths
 
 S3 = symmetric(3)
@@ -192,7 +194,8 @@ def judged_rows(graph, actions, task, epsilon_max, prm, walks=400):
     student = distill(tuned, prm, scales, DistillConfig(transitions=2 * 10**6, steps=150), Context(0)).model
     values = Values(actions, 600, scales, 0, pretrained, prm, tuned, student, epsilon_max)
     rows = {}
-    for subject in subjects(graph, task, scales, pretrained, prm, tuned, student, epsilon_max, 1, 0):
+    models = Models(pretrained, prm, tuned, student)
+    for subject in subjects(EvaluationInputs(Problem(graph, task, scales), models, contexts=1)):
         watched, judged = values.watch(subject)
         rows[subject.name] = measure(watched, walks, 12.0, 0)[0] | judged()
         plain = measure(subject, walks, 12.0, 0)[0]["hitting_time_sampled"]
@@ -289,7 +292,7 @@ def test_a_missed_hard_step_shows(lift):
     values = Values(actions, 600, scales, 0, model, prm)
     assert values.steps.agreement < 1
     assert values.summary()["steps"]["wrong"] == []
-    guided = subjects(graph, task, scales, model, prm, None, None, 0.05, 1, 0)[2]
+    guided = subjects(EvaluationInputs(Problem(graph, task, scales), Models(model, prm), contexts=1))[2]
     watched, judged = values.watch(guided)
     measure(watched, 400, 12.0, 0)
     row, expected = judged(), share_of_identity(guided.kernel, cyclic(2), {tuple(missed[0].tolist()): 1}, task)
@@ -355,8 +358,9 @@ def test_actions_of_a_configuration():
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             build_actions(logic, plain, graph)
+    config = parse_train(["--logic.group", "A5"])
     with pytest.raises(InputError, match=r"^logic\.group is 'A5'"):
-        prepare(parse_train(["--logic.group", "A5"]))
+        prepare(config.graph, config.task, config.logic)
 
 
 TINY = """
@@ -390,7 +394,7 @@ def test_a_run_says_how_often_each_model_is_right(result):
     found = final_metrics(models)
     assert found["final/tuned/right_value"] == models["tuned"]["right_value"]["share"]
     assert found["final/student/lifted_right_value"] == models["student"]["lifted_right_value"]["share"]
-    assert set(found) <= set(METRICS)
+    assert set(found) <= set(final_tags())
 
 
 def test_the_table_and_the_section_show_it(result):

@@ -13,14 +13,15 @@ import torch
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.algorithms.distill import distill
 from mcot_torch.algorithms.prm import PRM
-from mcot_torch.evaluation.subjects import measure, measure_lift, subjects
+from mcot_torch.evaluation.curves import survival_curves
+from mcot_torch.evaluation.models import EvaluationInputs, measure_models
+from mcot_torch.evaluation.problem import Models, Problem
 from mcot_torch.experiments.support import exact_reasoner as table
 from mcot_torch.graphs import TaskConfig, build_task
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.report.page.material import Material
-from mcot_torch.runs.config import Config
-from mcot_torch.runs.evaluate import _curves
-from mcot_torch.runs.pipeline import Models, Problem
+from mcot_torch.runs.config import Config, to_yaml
+from mcot_torch.runs.evaluate import _sampled
 
 
 @pytest.fixture(scope="session")
@@ -39,20 +40,10 @@ def material():
             models.tuned = table(graph.with_epsilon(epsilon_max))
         if "distill" in stages:
             models.student = distill(models.tuned, models.prm, problem.scales, config.distill).model
-        parts = (models.pretrained, models.prm, models.tuned, models.student)
-        found_subjects = subjects(graph, problem.task, problem.scales, *parts, epsilon_max, 64, 0)
-        rows, times = {}, {}
-        for subject in found_subjects:
-            rows[subject.name], times[subject.name] = measure(subject, walks, 12.0, 0)
-        if models.student is not None:
-            rows["student"] |= measure_lift(models.student, models.tuned, models.prm, graph, problem.task, walks, 0)
-        base = rows["base"]["hitting_time_exact"]
-        for row in rows.values():
-            row["speedup"] = base / row["hitting_time_exact"]
-            if "lifted_steps" in row:
-                row["lifted_speedup"] = base / row["lifted_steps"]
+        inputs = EvaluationInputs(problem, models, contexts=64)
+        measured = measure_models(inputs, walks, 12.0)
         result = {
-            "models": rows,
+            "models": measured.rows,
             "transitions": {
                 "search": 1_234_567 if "search" in stages else None,
                 "ppo": 50_000 if "ppo" in stages else None,
@@ -61,8 +52,9 @@ def material():
             "evaluation": {"seed": 0, "walks": walks},
             "versions": {"mcot_torch": "0"},
         }
-        named = {s.name: s for s in found_subjects}
-        return Material("run", config, problem, models, result, named, _curves(found_subjects, times, rows))
+        sampled = _sampled(config, models, result["transitions"])
+        told = ("run", config.seed, config.distill.teacher, to_yaml(config), problem, models, sampled, result)
+        return Material(*told, measured.subjects, survival_curves(measured))
 
     return build
 

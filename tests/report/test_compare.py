@@ -13,8 +13,9 @@ from scipy.stats import trim_mean
 
 from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.errors import InputError
+from mcot_torch.evaluation.aggregate import aggregate_values, interquartile_mean
 from mcot_torch.report.compare.files import as_csv, as_dict, as_latex, as_markdown
-from mcot_torch.report.compare.groups import compare_runs, group_runs, interquartile_mean, read_run, summarise
+from mcot_torch.runs.comparison import compare_runs, group_runs, read_run
 from mcot_torch.runs.config import Config, EvaluateOptions, to_yaml
 from mcot_torch.runs.folders import find_runs
 
@@ -78,17 +79,17 @@ def test_intervals_cover():
     draw = np.random.default_rng(2)
     inside = 0
     for _ in range(200):
-        s = summarise(tuple(draw.normal(5.0, 1.0, 20)))
+        s = aggregate_values(tuple(draw.normal(5.0, 1.0, 20)))
         inside += s.low <= 5.0 <= s.high
     assert 170 <= inside < 200
 
 
 def test_summaries_of_little():
-    assert summarise(()) is None
-    assert summarise((None, float("inf"))) is None
-    one = summarise((3.0, None))
+    assert aggregate_values(()) is None
+    assert aggregate_values((None, float("inf"))) is None
+    one = aggregate_values((3.0, None))
     assert (one.mean, one.low, one.high, one.n) == (3.0, None, None, 1)
-    two = summarise((1.0, 2.0))
+    two = aggregate_values((1.0, 2.0))
     assert (two.mean, two.low, two.high) == (1.5, 1.0, 2.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 from test_report import HOSTILE
 
 from mcot_torch.graphs.families.clustered import clustered_graph
-from mcot_torch.report.page.story import report
+from mcot_torch.report.page.story import report_page
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def url(material, tmp_path_factory):
     graph = clustered_graph(5, 8, 0.01, seed=2)
     names = (HOSTILE, "<img src=x onerror=window.pwned=2>", *(f"a rather long name of state {i}" for i in range(38)))
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report(material(replace(graph, names=names))))
+    path.write_text(report_page(material(replace(graph, names=names))))
     return path.as_uri()
 
 

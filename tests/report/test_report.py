@@ -11,14 +11,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mcot_torch.evaluation.models import MODELS
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.task import TaskConfig, build_task
-from mcot_torch.report.figures import MODEL_COLOURS
+from mcot_torch.report.figures import model_colour
 from mcot_torch.report.page import page as shell
 from mcot_torch.report.page import picture
 from mcot_torch.report.page.charts import log_axis
 from mcot_torch.report.page.picture import Picture
-from mcot_torch.report.page.story import report
+from mcot_torch.report.page.story import report_page
 from mcot_torch.report.text import amount, number, typeset
 
 HOSTILE = "<script>window.pwned=1</script>"
@@ -70,12 +71,12 @@ def whole(material, graph):
     easy = easy[easy[:, 0] != easy[:, 1]][:1]
     found = np.concatenate([graph.sparse_edges[1:], easy])
     m = material(graph, stages=("pretrain", "search", "ppo"), found=found)
-    return m, report(m), easy[0]
+    return m, report_page(m), easy[0]
 
 
 def test_answers_tell_what_was_measured(material, graph):
     m = material(graph)
-    answers = Reader(without_plotly(report(m))).answers[-6:]
+    answers = Reader(without_plotly(report_page(m))).answers[-6:]
     rows, n = m.rows, int(graph.hard.sum())
     assert f"{n} of the graph's {graph.n_edges} steps are hard" in answers[0]
     assert "found all of them and nothing else, in 1.23 million steps" in answers[0]
@@ -99,7 +100,7 @@ def test_a_run_that_gains_nothing_is_told_as_it_is(material, graph):
     for name in ("pretrained", "tuned"):
         m.subjects[name] = replace(m.subjects[name], kernel=m.subjects[name].kernel.copy())
         m.subjects[name].kernel[x, y] = 0.0
-    text = report(m)
+    text = report_page(m)
     answers = Reader(without_plotly(text)).answers[-6:]
     assert f"and the tuned model {number(2 * base)}, 2 times as many" in answers[2]
     assert f"PPO has not put that into the weights yet (still {number(2 * base)} steps)" in answers[3]
@@ -114,7 +115,7 @@ def test_a_run_that_gains_nothing_is_told_as_it_is(material, graph):
     assert "At 0: cut in pretraining" in text
     assert m.rows["guided"]["hitting_time_exact"] < base / 1.6
     m.rows["tuned"] |= {"hitting_time_exact": base / 1.2, "speedup": 1.2}
-    assert "PPO put part of that into the weights (1.2 times as fast)" in report(replace(m))  # its costs anew
+    assert "PPO put part of that into the weights (1.2 times as fast)" in report_page(replace(m))  # its costs anew
 
 
 def test_missed_and_false_steps_are_drawn_and_counted(whole, graph):
@@ -164,7 +165,7 @@ def test_cluster_maps_by_an_independent_sum(whole):
 def test_names_are_text_everywhere(material, graph):
     names = [HOSTILE, "</script><b>", '" onmouseover="x', "a & b", "<img src=x onerror=alert(1)>", "C_3"]
     m = material(replace(graph, names=(*names, *(f"s{i}" for i in range(graph.n_states - len(names))))))
-    text = report(m)
+    text = report_page(m)
     plain = without_plotly(text)
     assert HOSTILE not in plain
     assert "<img" not in plain
@@ -186,7 +187,7 @@ def test_names_are_text_everywhere(material, graph):
     ],
 )
 def test_a_partial_run_says_what_is_missing(material, graph, stages, open_questions):
-    text = without_plotly(report(material(graph, stages=stages)))
+    text = without_plotly(report_page(material(graph, stages=stages)))
     assert [attrs["id"] for tag, attrs in Reader(text).tags if tag == "section"] == QUESTIONS
     assert set(re.findall(r"Not measured yet: (\w+) has not run", text)) == open_questions
 
@@ -207,15 +208,15 @@ def test_a_large_graph_is_drawn_as_clusters():
 
 def test_the_report_of_a_graph_drawn_as_clusters(material, graph, monkeypatch):
     monkeypatch.setattr(picture, "_MOST_STATES", 30)
-    text = report(material(graph, stages=("pretrain", "search")))
+    text = report_page(material(graph, stages=("pretrain", "search")))
     assert "40 states are too many to draw" in text
     assert not any("state" == attrs.get("class") for _, attrs in Reader(without_plotly(text)).tags)
 
 
 def test_model_colours_are_those_of_the_figures():
-    style = (shell._HERE / "report.css").read_text()
-    for model, colour in MODEL_COLOURS.items():
-        assert re.search(rf"--{model}: light-dark\({colour},", style, re.IGNORECASE), model
+    style = shell.style()
+    for model in MODELS:
+        assert re.search(rf"--{model}: light-dark\({model_colour(model)},", style, re.IGNORECASE), model
 
 
 def test_text_helpers():

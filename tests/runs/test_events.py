@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mcot_torch.algorithms.config import PPOConfig
 from mcot_torch.runs.config import Config, to_yaml
-from mcot_torch.runs.events import LAYOUT, METRICS, final_metrics, log_hyperparameters, start_events
+from mcot_torch.runs.events import LAYOUT, final_metrics, final_tags, log_hyperparameters, start_events
 
 MANIFEST = {"git_commit": "abc", "pieces": {"secret": 1}, "seconds": {}}
 
@@ -71,7 +71,7 @@ def test_final_metrics_are_scalars(events):
     assert found["final/guided/hitting_time"] == 9.0  # no exact value: the sampled mean
     assert found["final/student/lifted_steps"] == 40.0
     assert found["final/search/recall"] == 0.5
-    assert set(found) <= set(METRICS)
+    assert set(found) <= set(final_tags())
 
 
 def test_runs_share_the_columns_of_the_hparams_tab(events, tmp_path):
@@ -79,7 +79,9 @@ def test_runs_share_the_columns_of_the_hparams_tab(events, tmp_path):
     columns = [plugin(e, "experiment").experiment for e in (events, other)]
     assert columns[0].hparam_infos == columns[1].hparam_infos
     assert (
-        {m.name.tag for m in columns[0].metric_infos} == {m.name.tag for m in columns[1].metric_infos} == set(METRICS)
+        {m.name.tag for m in columns[0].metric_infos}
+        == {m.name.tag for m in columns[1].metric_infos}
+        == set(final_tags())
     )
     ours, theirs = (plugin(e, "session_start_info").session_start_info.hparams for e in (events, other))
     assert (ours["seed"].number_value, theirs["seed"].number_value) == (3, 0)

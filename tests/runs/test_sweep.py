@@ -148,7 +148,7 @@ if not Path("an older version").exists():
 def fake_train(tmp_path, monkeypatch):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(engines, "child_command", lambda prog, words: [sys.executable, str(script), *words])
+    monkeypatch.setattr(engines, "child_command", lambda prog, words, entry: [sys.executable, str(script), *words])
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_interruption_ends_the_runs(spec, tmp_path):
     code = (
         "import sys, time; from mcot_torch.runs.sweeps import engines; from mcot_torch.cli.sweep import main\n"
         'sleep = \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(600)\'\n'
-        "engines.child_command = lambda prog, words: [sys.executable, '-c', sleep]\n"
+        "engines.child_command = lambda prog, words, entry: [sys.executable, '-c', sleep]\n"
         "sys.exit(main(['sweep.yaml']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)

@@ -26,9 +26,10 @@ from mcot_torch.graphs import GraphConfig, build_graph, build_task
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.reasoners import LinearReasoner
 from mcot_torch.runs.config import Config, check, config_hash, differences
-from mcot_torch.runs.pipeline import pick_device, run
+from mcot_torch.runs.pipeline import run
 from mcot_torch.sampling.walks import StepTable, walk_counts
 from mcot_torch.system import ranks as distributed
+from mcot_torch.system.devices import pick_device
 from mcot_torch.system.randomness import generator
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.state import load_state

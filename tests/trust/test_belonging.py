@@ -20,8 +20,9 @@ from mcot_torch.graphs import MetastableGraph
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.reasoners import LinearReasoner, Student, TransformerReasoner, load_reasoner, save_reasoner
 from mcot_torch.runs.config import config_hash, load_config, parse_train
-from mcot_torch.runs.pipeline import load_run, run
-from mcot_torch.runs.run_folder import RunFolder
+from mcot_torch.runs.folder import RunFolder
+from mcot_torch.runs.loading import load_run
+from mcot_torch.runs.pipeline import run
 from mcot_torch.system.files import digest, read_json, save_tensors, whole_file, write_text
 from mcot_torch.training.state import load_state
 

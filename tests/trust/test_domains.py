@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mcot_torch.errors import InputError
+from mcot_torch.evaluation.problem import prepare
 from mcot_torch.graphs import build_graph
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.runs import memory as memory_module
 from mcot_torch.runs.config import _DOMAINS, Config, check, parse_train
 from mcot_torch.runs.memory import check_memory, memory, tables
-from mcot_torch.runs.pipeline import prepare
 from mcot_torch.system.arguments import _key_types
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
@@ -199,7 +199,7 @@ def test_bad_number(line, message):
 def test_bad_problem(line, message):
     config = parse_train(line.split())
     with pytest.raises(InputError) as error:
-        prepare(config)
+        prepare(config.graph, config.task, config.logic)
     assert str(error.value) == message
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.support import exact_reasoner, synthetic
 from mcot_torch.graphs.families.lifts import LiftedUnits
@@ -41,7 +41,7 @@ def points(settings: Settings) -> list[Point]:
     return [{"figure": 1, **first}, *lifts]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Figure 1: the hard steps that search finds with the exact reasoner. Figures 2 and 3: what the two concepts share."""
     if point["figure"] > 1:
         return _compare(_lifts(point["rho"], point["epsilon"]))
@@ -60,7 +60,7 @@ def _lifts(rho: int, epsilon: float) -> LiftedUnits:
     return LiftedUnits(2, 14 + 6 * rho, epsilon, rho, _SEEDS[rho])
 
 
-def _compare(units: LiftedUnits) -> Row:
+def _compare(units: LiftedUnits) -> Measurement:
     """How many rows in sight and one step farther differ between the two graphs, and the two values of the path."""
     import torch
 
@@ -78,7 +78,7 @@ def _compare(units: LiftedUnits) -> Row:
     return {"near": differing(units.radius), "far": differing(units.radius + 1), "values": values}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Whether the drawings show the whole truth."""
     numbers = [
         Number("hard steps that search missed", float(rows[0]["missed"]), at_most=0.0),
@@ -99,7 +99,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> list[Figure]:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> list[Figure]:
     """Figures 1, 2 and 3."""
     from mcot_torch.graphs.task import TaskConfig, build_task
     from mcot_torch.report.figures import graph_figure

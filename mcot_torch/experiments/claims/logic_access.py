@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
 
@@ -72,7 +72,7 @@ def points(settings: Settings) -> list[Point]:
     return work
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Loss and accuracy over all 2^K paths, as the learner goes on."""
     import torch
 
@@ -104,7 +104,7 @@ def measure(point: Point) -> Row:
             "steps_to_learn": curve.reached(0.99),
             "parameters": sum(q.numel() for q in model.parameters()),
         }
-    row: Row = {"ones": int(p.sum())}
+    row: Measurement = {"ones": int(p.sum())}
     # the mean over all concepts that share what the learner is told: all of them, 1 at x = 0 and 0 elsewhere, or p alone
     mean = target if access in ("global", "search") else (bits.sum(1) == 0).float()
     if access == "search":
@@ -124,7 +124,7 @@ def measure(point: Point) -> Row:
     }
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Who learns."""
     k = max(settings.n_units)
     top, learners = select(rows, K=k), sorted({r["learner"] for r in rows})
@@ -162,14 +162,14 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, notes=notes)
 
 
-def _steps(rows: list[Row], k: int) -> str:
+def _steps(rows: list[Measurement], k: int) -> str:
     """Median steps to 99 %; a run that did not get there counts as infinite."""
     values = [r["steps_to_learn"] or math.inf for r in select(rows, K=k, access="samples")]
     middle = float(np.median(values)) if values else math.inf
     return f"{middle:,.0f}" if math.isfinite(middle) else "no number of"
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Loss against K, accuracy against queries at the largest K, and steps to learn on samples against K."""
     fig, (by_size, by_query, on_samples) = panels(3, width=11.0, height=3.5)
     grid = sorted(settings.n_units)
@@ -208,7 +208,7 @@ def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
     return fig
 
 
-def _fan(axis: Axes, part: list[Row], index: int, name: str) -> None:
+def _fan(axis: Axes, part: list[Measurement], index: int, name: str) -> None:
     """The mean over seeds with its 95 % interval."""
     if not part:
         return

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mcot_torch.evaluation.problem import Problem
     from mcot_torch.logic import LogicalActions
-    from mcot_torch.runs.pipeline import Problem
 
 _MODELS = ("pretrained", "control", "tuned", "student", "lifted")
 _LIFT = "Z2"
@@ -64,7 +64,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Shares of valid paths and of right values."""
     import copy
 
@@ -74,36 +74,37 @@ def measure(point: Point) -> Row:
     from mcot_torch.algorithms.ppo import ppo
     from mcot_torch.algorithms.pretrain import pretrain
     from mcot_torch.algorithms.search import search
+    from mcot_torch.evaluation.models import EvaluationInputs, subjects
+    from mcot_torch.evaluation.problem import Models, prepare
     from mcot_torch.evaluation.subjects import measure as measure_subject
-    from mcot_torch.evaluation.subjects import measure_lift, subjects
+    from mcot_torch.evaluation.subjects import measure_lift
     from mcot_torch.evaluation.values import Values
     from mcot_torch.reasoners import build_reasoner
-    from mcot_torch.runs.pipeline import prepare
     from mcot_torch.training.loop import Context
 
     config, context = _config(point), Context(point["seed"])
-    problem = prepare(config)
+    problem = prepare(config.graph, config.task, config.logic)
     graph, task, scales, seed = problem.graph, problem.task, problem.scales, point["seed"]
     assert problem.actions is not None
     pretrained = build_reasoner(config.reasoner, graph.n_states, seed)
     pretrain(pretrained, graph, config.pretrain, context)
     prm, tuned = search(pretrained, scales, None, context).model, copy.deepcopy(pretrained)
-    target = torch.zeros(graph.n_states, dtype=torch.bool)
-    target[torch.from_numpy(task.target)] = True
+    target = torch.from_numpy(task.mask())
     ppo(tuned, prm, scales, config.ppo, context, torch.from_numpy(task.start), target)
     student = distill(tuned, prm, scales, config.distill, context).model
 
     e_max, walks = scales.epsilon_max, point["walks"]
     values = Values(problem.actions, config.logic.paths, scales, seed, pretrained, prm, tuned, student, e_max)
-    rows: dict[str, Row] = {}
-    for subject in subjects(graph, task, scales, pretrained, prm, tuned, student, e_max, 1, seed):
+    rows: dict[str, Measurement] = {}
+    models = Models(pretrained, prm, tuned, student)
+    for subject in subjects(EvaluationInputs(problem, models, "tuned", 1, seed)):
         if subject.name in _MODELS:
             watched, judged = values.watch(subject)
             measure_subject(watched, walks, 12.0, seed)
             rows[subject.name] = judged()
     lifted = measure_lift(student, tuned, prm, graph, task, walks, seed, values.lifted)
     rows["lifted"] = {key: lifted[f"lifted_{key}"] for key in ("valid_path", "right_value")}
-    row: Row = {f"{name}_{key[:5]}": rows[name][key]["share"] for name in rows for key in rows[name]}
+    row: Measurement = {f"{name}_{key[:5]}": rows[name][key]["share"] for name in rows for key in rows[name]}
     row["control_right"] = _control(point, problem, pretrained, target)
     told, hard = values.summary(), set(map(tuple, graph.sparse_edges.tolist()))
     return row | {
@@ -189,7 +190,7 @@ def _control(point: Point, problem: Problem, pretrained: Any, target: Tensor) ->
 # ---- what came out --------------------------------------------------------------------------------------------------
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Who is right."""
     numbers = []
     for name in ("tuned", "student", "lifted"):
@@ -232,12 +233,12 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, notes=notes)
 
 
-def _advantage(row: Row, name: str) -> float:
+def _advantage(row: Measurement, name: str) -> float:
     chance = 1 / row["order"]
     return float((row[f"{name}_right"] - chance) / (1 - chance))
 
 
-def _pooled(rows: list[Row], key: str) -> tuple[float, float, str]:
+def _pooled(rows: list[Measurement], key: str) -> tuple[float, float, str]:
     """Wilson's interval of a share over all walks of all runs."""
     from scipy.stats import binomtest
 
@@ -247,7 +248,7 @@ def _pooled(rows: list[Row], key: str) -> tuple[float, float, str]:
     return interval.low, interval.high, f"{hits / n:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Shares of right values for each model and group, with intervals over all walks, and the valid paths around them."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
     fig, axes = panels(len(groups), width=3.6 * len(groups), height=3.3)

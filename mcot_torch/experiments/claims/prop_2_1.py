@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mcot_torch.chains import metastability_ratio
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select, slope
 from mcot_torch.experiments.plots import legend, log_axis, panels, reference, trend
 from mcot_torch.graphs.families.clustered import clustered_graph
@@ -54,7 +54,7 @@ def points(settings: Settings) -> list[Point]:
     return result
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """The exact ratio."""
     jumps = _JUMPS[: point["n_out"]]
     graph = clustered_graph(
@@ -63,7 +63,7 @@ def measure(point: Point) -> Row:
     return {"ratio": metastability_ratio(graph.to_scipy(), graph.entries, graph.clusters)}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Slopes in M from 32 on, the exponent of n_out, the control."""
     large = [r for r in rows if r["M"] >= 32]
     expander = select(large, cluster="random_regular", law="c/M", n_out=3)
@@ -94,11 +94,11 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True)
 
 
-def _xy(rows: list[Row]) -> tuple[list[float], list[float]]:
+def _xy(rows: list[Measurement]) -> tuple[list[float], list[float]]:
     return [r["M"] for r in rows], [r["ratio"] for r in rows]
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Ratio against M: the three kinds, and n_out."""
     fig, (left, right) = panels(2, height=3.4)
     kinds: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mcot_torch.algorithms.config import SearchConfig
 from mcot_torch.chains import hitting_time
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import mean_number, power_laws, select, slope
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels, trend
 from mcot_torch.experiments.support import exact_reasoner, start_law, synthetic
@@ -56,10 +56,11 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Recall, precision and cost; at the largest budget also what guidance gains."""
     from mcot_torch.algorithms.prm import guidance
     from mcot_torch.algorithms.search import search
+    from mcot_torch.evaluation.measures import edge_precision_recall
     from mcot_torch.graphs.scales import Scales
     from mcot_torch.training.loop import Context
 
@@ -69,11 +70,11 @@ def measure(point: Point) -> Row:
     rounds = max(2, math.ceil(point["budget"] * k * math.log(max(k, 10))))  # as the default has it
     found = search(reasoner, Scales.of(graph, epsilon), SearchConfig(rounds=rounds), Context(point["seed"]))
     prm, transitions = found.model, found.cost.transitions
-    edges, true = set(map(tuple, prm.edges.tolist())), set(map(tuple, graph.sparse_edges.tolist()))
+    precision, recall = edge_precision_recall(prm.edges, graph.sparse_edges)
     result = {
         "rounds": rounds,
-        "recall": len(edges & true) / len(true),
-        "precision": len(edges & true) / len(edges) if edges else None,
+        "recall": recall,
+        "precision": precision if len(prm.edges) else None,
         "transitions": transitions,
         "cost": transitions * epsilon / (k * m),
         "cost_log": transitions * epsilon / (k * m * math.log(k)),
@@ -91,7 +92,7 @@ def measure(point: Point) -> Row:
     return {**result, "gained": gained, "against_ideal": [a / i for a, i in zip(after, ideal, strict=True)]}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Recall and precision at the largest budget, its cost, and the gain."""
     full = select(rows, budget=max(settings.budgets))
     costs = [r["cost_log"] for r in full]
@@ -140,13 +141,13 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True)
 
 
-def _mean(rows: list[Row], key: str) -> float:
+def _mean(rows: list[Measurement], key: str) -> float:
     """Mean of a column where it is defined: no precision without a step found."""
     values = [r[key] for r in rows if r[key] is not None]
     return sum(values) / len(values) if values else math.nan
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Recall and precision against cost; gain."""
     fig, (left, right) = panels(2, height=3.4)
     for i, k in enumerate(settings.n_clusters):

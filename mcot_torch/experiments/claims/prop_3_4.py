@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select, straight_line
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels, trend
 from mcot_torch.experiments.support import exact_reasoner, synthetic
@@ -75,13 +75,13 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Where the hard steps and the rows end."""
     graph = synthetic("circulant", point["K"], point["M"], point["epsilon"], point["seed"])
     return _transformer(graph, point) if point["part"] == "transformer" else _linear(graph, point["epsilon_max"])
 
 
-def _linear(graph: MetastableGraph, epsilon_max: float) -> Row:
+def _linear(graph: MetastableGraph, epsilon_max: float) -> Measurement:
     from mcot_torch.algorithms.ppo import sign_ascent
     from mcot_torch.algorithms.prm import PRM
     from mcot_torch.graphs.scales import Scales
@@ -91,7 +91,7 @@ def _linear(graph: MetastableGraph, epsilon_max: float) -> Row:
     return {"updates": updates, **_outcome(graph, reasoner.kernel().numpy(), graph.kernel(), epsilon_max)}
 
 
-def _outcome(graph: MetastableGraph, after: np.ndarray, before: np.ndarray, epsilon_max: float) -> Row:
+def _outcome(graph: MetastableGraph, after: np.ndarray, before: np.ndarray, epsilon_max: float) -> Measurement:
     """Hard steps over their targets; TV on source rows over W(ε_max − ε), and on all other rows."""
     x, y = graph.sparse_edges.T
     weight = graph.weights[graph.hard]
@@ -109,7 +109,7 @@ def _outcome(graph: MetastableGraph, after: np.ndarray, before: np.ndarray, epsi
     }
 
 
-def _transformer(graph: MetastableGraph, point: Point) -> Row:
+def _transformer(graph: MetastableGraph, point: Point) -> Measurement:
     from mcot_torch.algorithms.config import PPOConfig, PretrainConfig
     from mcot_torch.algorithms.ppo import ppo
     from mcot_torch.algorithms.pretrain import pretrain
@@ -140,7 +140,7 @@ def _transformer(graph: MetastableGraph, point: Point) -> Row:
     return result
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Hard steps, rows, updates, the schedule."""
     linear, schedule, transformer = (select(rows, part=p) for p in ("linear", "schedule", "transformer"))
     numbers = [
@@ -230,7 +230,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True, notes=notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Updates; the schedule; the transformer on its way."""
     fig, axes = panels(3, height=3.3)
     linear, schedule, transformer = (select(rows, part=p) for p in ("linear", "schedule", "transformer"))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mcot_torch.algorithms.config import DistillConfig
 from mcot_torch.chains import escape_probabilities, meta_chain, pair_kernel
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import select, slope
 from mcot_torch.experiments.plots import GREY, last_value, legend, log_axis, panels, reference, trend
 from mcot_torch.experiments.support import exact_reasoner, synthetic
@@ -58,7 +58,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Extremes of the ratio, or the student's errors."""
     graph = synthetic("circulant", point["K"], point["M"], point["epsilon"], point["seed"])
     q = pair_kernel(graph.to_scipy(), graph.clusters, graph.n_clusters)
@@ -86,7 +86,7 @@ def measure(point: Point) -> Row:
     return {**errors, "support_exact": support, "wrong_labels": wrong}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """How far the ratio is from 1 at the smallest and the largest ε; slopes of the error."""
     ratios = select(rows, part="ratio")
     numbers = []
@@ -134,7 +134,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, notes=notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Ratio − 1 against ε; error against T_dist."""
     fig, (left, right) = panels(2, height=3.3)
     for i, (k, m) in enumerate((k, m) for k in settings.n_clusters for m in settings.cluster_sizes):

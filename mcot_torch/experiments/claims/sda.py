@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import select, straight_line
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
 
@@ -66,7 +66,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Every concept's graph, views and values; SDA at each access."""
     import torch
 
@@ -112,7 +112,7 @@ def _accesses(rho: int) -> dict[str, str]:
     return {"none": "none", "path": "path", **ball, "beyond": f"ball of radius {rho + 1}", "global": "global"}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Exponents of 2 in K, and whether views and values are what the construction promises."""
     wrong = sum(r["wrong"] for r in rows)
     numbers = [
@@ -154,7 +154,7 @@ def _name(rho: int) -> str:
     return f"ρ = {rho}" + (f" ({_FIGURES[rho]})" if rho in _FIGURES else "")
 
 
-def _slope(name: str, rows: list[Row], access: str) -> Number:
+def _slope(name: str, rows: list[Measurement], access: str) -> Number:
     """Slope of log2 SDA against K; without an interval where it is exact, the same value at every K."""
     expected = 0.0 if access in ("beyond", "global") else 1.0
     text, bounds = f"{expected:g}", {"at_least": expected - 1e-9, "at_most": expected + 1e-9}
@@ -167,7 +167,7 @@ def _slope(name: str, rows: list[Row], access: str) -> Number:
     return Number(name, b, b - half, b + half, expected=text, **bounds)
 
 
-def _table(settings: Settings, rows: list[Row], slopes: list[Number]) -> list[list[str]]:
+def _table(settings: Settings, rows: list[Measurement], slopes: list[Number]) -> list[list[str]]:
     """SDA for each K at each access of each radius, one value for all seeds or all there are; the slopes below."""
     columns = [(rho, access) for rho in settings.radii for access in _accesses(rho)]
     heads = [f"{_accesses(rho)[access]} (ρ = {rho})" for rho, access in columns]
@@ -180,7 +180,7 @@ def _table(settings: Settings, rows: list[Row], slopes: list[Number]) -> list[li
     return [*table, ["slope of log2", *map(str, slopes), "", ""]]
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """SDA against K on a logarithmic axis, a panel a radius."""
     fig, axes = panels(len(settings.radii), height=3.4)
     for axis, rho in zip(axes, settings.radii, strict=True):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mcot_torch.algorithms.pretrain import negative_log_likelihood
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select, straight_line
 from mcot_torch.experiments.plots import COLOURS, GREY, last_value, legend, log_axis, panels, reference, trend
 from mcot_torch.experiments.support import synthetic
@@ -89,7 +89,7 @@ def descend(model: LinearReasoner, counts: Tensor, steps: Sequence[int], truth: 
     return errors
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """sup-errors before the cut, whether the cut leaves the support, sup-errors after it."""
     graph: MetastableGraph = synthetic("circulant", point["K"], point["M"], point["epsilon"], point["seed"])
     truth = torch.from_numpy(graph.kernel())
@@ -107,7 +107,7 @@ def measure(point: Point) -> Row:
     return {"errors": errors, "error": errors[-1], "support_exact": exact_support, "errors_after": after}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Exponents in T, the constants of the bound, the rate after the cut."""
     exact, sampled = select(rows, data="exact"), select(rows, data="pairs")
     read = [(r, t, e) for r in exact for t, e in zip(r["steps"], r["errors"], strict=True)]
@@ -155,11 +155,11 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True, notes=notes)
 
 
-def _size(row: Row) -> float:
+def _size(row: Measurement) -> float:
     return float(row["K"] * row["M"] ** 2)
 
 
-def _graph(row: Row) -> tuple[int, int]:
+def _graph(row: Measurement) -> tuple[int, int]:
     return row["K"], row["M"]
 
 
@@ -174,7 +174,7 @@ def _common(name: str, data: list[tuple[tuple[int, int], float, float]], theory:
     return Number(name, b, b - half, b + half, expected=f"about {theory:g}", **bounds)
 
 
-def _safe_pairs(rows: list[Row]) -> float | None:
+def _safe_pairs(rows: list[Measurement]) -> float | None:
     """Smallest T, in units of KM²/ε², from which on every sample's support came out exactly, on every graph."""
     worst = []
     for group in sorted({_graph(r) for r in rows}):
@@ -187,7 +187,7 @@ def _safe_pairs(rows: list[Row]) -> float | None:
     return max(worst)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Error before the cut (exact, sampled) and after it."""
     fig, axes = panels(3, height=3.3)
     for i, (k, m) in enumerate(zip(settings.n_clusters, settings.cluster_sizes, strict=True)):

@@ -12,7 +12,7 @@ from itertools import product
 
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select
 from mcot_torch.experiments.plots import log_axis, panels, reference, trend
 from mcot_torch.experiments.support import cluster_hitting_time, synthetic
@@ -49,14 +49,14 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Exact E[τ] in steps, and in units of KM/ε."""
     graph = synthetic(point["family"], point["K"], point["M"], point["epsilon"], point["seed"])
     time = cluster_hitting_time(graph)
     return {"hitting_time": time, "constant": time * point["epsilon"] / (point["K"] * point["M"])}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Exponents of E[τ] in ε, M and K by one regression a family."""
     numbers: list[Number] = []
     expected = {"ε": (-1.0, 0.01), "M": (1.0, 0.02), "K": (1.0, 0.05)}
@@ -92,7 +92,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True, notes=notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """E[τ] along each axis, the others at their middle values."""
     fig, axes = panels(3, height=3.6)
     middle = {

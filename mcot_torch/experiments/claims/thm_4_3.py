@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, pair_kernel, rescale
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary, judge
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary, judge
 from mcot_torch.experiments.fits import power_laws, select
 from mcot_torch.experiments.plots import log_axis, panels, reference, trend
 from mcot_torch.experiments.support import exact_reasoner, synthetic
@@ -57,7 +57,7 @@ def points(settings: Settings) -> list[Point]:
     return exact + learned
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """E[τ⁺] in hops of the exact student and, where asked for, of a distilled one."""
     graph = synthetic(point["family"], point["K"], point["M"], point["epsilon"], point["seed"])
     q = pair_kernel(graph.to_scipy(), graph.clusters, graph.n_clusters)
@@ -88,7 +88,7 @@ def _distilled(graph: MetastableGraph, seed: int, target: int) -> float | None:
     return hitting_time(student.kernel().numpy(), int(start), [int(end)])
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Exponents of the hops in ε, M and K, exact and distilled."""
     numbers = []
     bounds = {"ε": (0.0, 0.02), "M": (0.0, 0.02), "K": (1.0, 0.1)}
@@ -125,7 +125,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return judge(numbers, why, constants=True)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Hops against ε, M and K."""
     fig, axes = panels(3, height=3.5)
     k, m = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mcot_torch.experiments.base import Number, Row
+from mcot_torch.experiments.base import Measurement, Number
 from mcot_torch.experiments.fits import mean_number, power_laws, select, straight_line
 
 __all__ = ["Claim", "Groups", "claims"]
@@ -36,16 +36,16 @@ class Groups:
         students: T_dist, the rms error of the student of so many transitions, its rms distance from its teacher.
     """
 
-    grid: list[Row]
-    first: list[Row]
-    arm: list[Row]
-    law: list[Row]
-    one_stage: list[Row]
-    exact: list[Row]
-    students: list[Row]
+    grid: list[Measurement]
+    first: list[Measurement]
+    arm: list[Measurement]
+    law: list[Measurement]
+    one_stage: list[Measurement]
+    exact: list[Measurement]
+    students: list[Measurement]
 
     @classmethod
-    def of(cls, rows: list[Row]) -> Groups:
+    def of(cls, rows: list[Measurement]) -> Groups:
         """The groups of rows of one kind, or of all."""
         grid = [r for r in rows if r["ppo_rounds"]]
         k, m, epsilon = (rows[0][key] for key in ("K", "M", "epsilon"))
@@ -80,7 +80,7 @@ class Claim:
     models: dict[str, Number]
 
 
-def claims(rows: list[Row]) -> list[Claim]:
+def claims(rows: list[Measurement]) -> list[Claim]:
     """Every claim of THEORY section 3 in the order of its table; exponents that the grid cannot tell apart are left out."""
     everything = Groups.of(rows)
     parts = {kind: Groups.of(select(rows, kind=kind)) for kind in dict.fromkeys(r["kind"] for r in rows)}
@@ -154,7 +154,7 @@ def claims(rows: list[Row]) -> list[Claim]:
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _exponents(rows: list[Row], key: str, letters: dict[str, Any]) -> dict[str, Number]:
+def _exponents(rows: list[Measurement], key: str, letters: dict[str, Any]) -> dict[str, Number]:
     """Exponents of one column in others by one regression; none where the rows cannot tell them apart."""
     rows = [r for r in rows if r[key] is not None]
     x = {letter: [r[_COLUMNS[letter]] for r in rows] for letter in letters}

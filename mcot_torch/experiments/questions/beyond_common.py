@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mcot_torch.chains import hitting_time
 from mcot_torch.errors import InputError
-from mcot_torch.experiments.base import ANSWERED, UNANSWERED, Number, Row, Summary
+from mcot_torch.experiments.base import ANSWERED, UNANSWERED, Measurement, Number, Summary
 from mcot_torch.graphs.families.clustered import clustered_graph
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.scales import Scales
@@ -21,7 +21,7 @@ from mcot_torch.graphs.task import Task, TaskConfig, build_task
 from mcot_torch.reasoners import Reasoner
 from mcot_torch.training.result import Result
 
-__all__ = ["Problem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
+__all__ = ["ExactProblem", "answer", "geometric_mean", "make_problem", "median", "stages", "tune"]
 
 
 def answer(numbers: Sequence[Number], why: str, notes: Sequence[str] = ()) -> Summary:
@@ -32,7 +32,7 @@ def answer(numbers: Sequence[Number], why: str, notes: Sequence[str] = ()) -> Su
     return Summary(list(numbers), ANSWERED, why, list(notes))
 
 
-def median(rows: Sequence[Row], key: str) -> float | None:
+def median(rows: Sequence[Measurement], key: str) -> float | None:
     """Median over seeds of what was measured; None where nothing was."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return float(np.median(values)) if values else None
@@ -44,7 +44,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ExactProblem:
     """A graph, its task, its scales, and the exact times of the task at ε and at ε_max."""
 
     graph: MetastableGraph
@@ -62,9 +62,7 @@ class Problem:
 
     def target_mask(self) -> torch.Tensor:
         """(N,) bool, X_out."""
-        mask = torch.zeros(self.graph.n_states, dtype=torch.bool)
-        mask[torch.from_numpy(self.task.target)] = True
-        return mask
+        return torch.from_numpy(self.task.mask())
 
     def hard(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities of the hard steps under a kernel."""
@@ -72,7 +70,7 @@ class Problem:
         return kernel[x, y]
 
 
-def make_problem(point: dict[str, Any], epsilon_max: float | None = None, **options: Any) -> Problem:
+def make_problem(point: dict[str, Any], epsilon_max: float | None = None, **options: Any) -> ExactProblem:
     """The circulant of the point's K, M, epsilon and seed; ε_max = .96/M unless given; C_0 to the entry of C_{K/2}."""
     graph = clustered_graph(point["K"], point["M"], point["epsilon"], seed=point["seed"], **options)
     scales = Scales.of(graph, epsilon_max or 0.96 / point["M"])
@@ -81,11 +79,11 @@ def make_problem(point: dict[str, Any], epsilon_max: float | None = None, **opti
         hitting_time(g.to_scipy(), task.start, task.target, g.clusters)
         for g in (graph, graph.with_epsilon(scales.epsilon_max))
     ]
-    return Problem(graph, task, scales, *times)
+    return ExactProblem(graph, task, scales, *times)
 
 
 def tune(
-    problem: Problem, reasoner: Reasoner, prm: Any, seed: int, probe: Any = None, **options: Any
+    problem: ExactProblem, reasoner: Reasoner, prm: Any, seed: int, probe: Any = None, **options: Any
 ) -> Result[Reasoner]:
     """Run Algorithm 3 in place; a table gets the learning rate that suits it."""
     from mcot_torch.algorithms.config import PPOConfig
@@ -99,21 +97,22 @@ def tune(
     return ppo(reasoner, prm, problem.scales, PPOConfig(**options), context, start, problem.target_mask())
 
 
-def stages(problem: Problem, reasoner: Reasoner, seed: int, ppo_rounds: int, dist: int, walks: int) -> Row:
+def stages(problem: ExactProblem, reasoner: Reasoner, seed: int, ppo_rounds: int, dist: int, walks: int) -> Measurement:
     """Search, PPO and distillation on a pretrained `reasoner`, each held against the exact chain."""
     from mcot_torch.algorithms.config import DistillConfig
     from mcot_torch.algorithms.distill import distill
     from mcot_torch.algorithms.search import search
+    from mcot_torch.evaluation.measures import edge_precision_recall
     from mcot_torch.evaluation.subjects import measure_lift, student_subject
     from mcot_torch.training.loop import Context
 
     graph, scales, task = problem.graph, problem.scales, problem.task
     found = search(reasoner, scales, None, Context(seed))
     prm = found.model
-    edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
-    row: Row = {
-        "recall": len(edges & true) / len(true),
-        "precision": len(edges & true) / max(1, len(edges)),
+    precision, recall = edge_precision_recall(prm.edges, graph.sparse_edges)
+    row: Measurement = {
+        "recall": recall,
+        "precision": precision,
         "search_cost": found.cost.transitions * graph.epsilon / graph.n_states,
     }
     before = reasoner.kernel().numpy()

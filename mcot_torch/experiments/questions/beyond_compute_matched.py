@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from mcot_torch.algorithms.prm import PRM
 from mcot_torch.errors import InputError
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, make_problem, tune
+from mcot_torch.experiments.questions.beyond_common import ExactProblem, answer, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.reasoners import Reasoner
 
@@ -65,7 +65,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Transitions of the set-up, and the price of a solve."""
     from mcot_torch.algorithms.config import SearchConfig
     from mcot_torch.algorithms.prm import guidance
@@ -79,7 +79,7 @@ def measure(point: Point) -> Row:
     found = search(reasoner, scales, SearchConfig(rounds=max(1, round(point["share"] * full))), Context(seed))
     prm, searched = found.model, found.cost.transitions
     edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
-    row: Row = {
+    row: Measurement = {
         "base": problem.base,
         "ideal": problem.ideal,
         "recall": len(edges & true) / len(true),
@@ -104,7 +104,9 @@ def measure(point: Point) -> Row:
     return {**row, "solve": solve}
 
 
-def _student(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point) -> tuple[float | None, int | None, float]:
+def _student(
+    problem: ExactProblem, reasoner: Reasoner, prm: PRM, point: Point
+) -> tuple[float | None, int | None, float]:
     """Steps of a lifted solve, transitions of distillation, share of lifted paths that arrive.
 
     The student learns from the pretrained table and the PRM's hard steps, without PPO in between. Where distillation fails
@@ -131,7 +133,7 @@ def _student(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point) -> tu
     return (lifted["lifted_steps"] if share > 0.99 else None), spent, share
 
 
-def _always_arrives(kernel: np.ndarray, labels: np.ndarray, problem: Problem) -> bool:
+def _always_arrives(kernel: np.ndarray, labels: np.ndarray, problem: ExactProblem) -> bool:
     """Whether the target's cluster can be reached from wherever the student may come: else it walks for ever."""
     n = len(kernel)
     reach = np.linalg.matrix_power((kernel > 0) | np.eye(n, dtype=bool), n) > 0
@@ -139,7 +141,7 @@ def _always_arrives(kernel: np.ndarray, labels: np.ndarray, problem: Problem) ->
     return bool(reach[comes][:, np.unique(labels[problem.task.target])].any(1).all())
 
 
-def _cheapest(rows: list[Row], n: float) -> float:
+def _cheapest(rows: list[Measurement], n: float) -> float:
     """Transitions for n solves with the best budget of one method, mean over seeds at each budget; inf where none solves."""
     best = math.inf
     for key in {(r["share"], r["budget"]) for r in rows}:
@@ -149,7 +151,7 @@ def _cheapest(rows: list[Row], n: float) -> float:
     return best
 
 
-def _break_even(rows: list[Row], rivals: list[Row] | None = None) -> float | None:
+def _break_even(rows: list[Measurement], rivals: list[Measurement] | None = None) -> float | None:
     """Smallest n from which the method costs less than n unaided solves, or than another method."""
     base = float(np.mean([r["base"] for r in rows]))
     for n in np.unique(np.geomspace(1, 1e6, 4000).round()):
@@ -159,7 +161,7 @@ def _break_even(rows: list[Row], rivals: list[Row] | None = None) -> float | Non
     return None
 
 
-def _best_solve(rows: list[Row]) -> tuple[float, float]:
+def _best_solve(rows: list[Measurement]) -> tuple[float, float]:
     """(set-up, price) of the budget with the cheapest solves."""
     keys = {(r["share"], r["budget"]) for r in rows}
     groups = [[r for r in rows if (r["share"], r["budget"]) == key] for key in keys]
@@ -170,7 +172,7 @@ def _best_solve(rows: list[Row]) -> tuple[float, float]:
     return float(np.mean([r["setup"] for r in best])), float(np.mean([r["solve"] for r in best]))
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Price of a solve, set-up, break-even for each method."""
     numbers, even, price = [], {}, {}
     for epsilon in settings.epsilons:
@@ -211,7 +213,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Price of a solve against set-up; total against the number of solves."""
     fig, axes = panels(2 * len(settings.epsilons), columns=2, height=3.1)
     for row, epsilon in enumerate(settings.epsilons):

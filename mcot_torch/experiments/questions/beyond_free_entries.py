@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, meta_chain
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import mean_number, select
 from mcot_torch.experiments.plots import COLOURS, panels
 from mcot_torch.experiments.questions.beyond_common import answer, geometric_mean, make_problem, stages
@@ -53,7 +53,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Exact times and constants, then all stages from the exact table."""
     problem = make_problem(point, entries=point["entries"])
     graph = problem.graph
@@ -75,7 +75,7 @@ def measure(point: Point) -> Row:
     }
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Both kinds, stage by stage."""
     numbers = []
     for entries in settings.entries:
@@ -135,7 +135,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Four measures, kind beside kind."""
     measures = {
         "E[τ]·ε/(KM)": lambda r: r["constant"],

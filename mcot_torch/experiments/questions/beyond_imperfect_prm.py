@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, panels
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
+from mcot_torch.experiments.questions.beyond_common import ExactProblem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 
 _CALLS = 200  # noisy kernels whose mean a guided walk follows
@@ -60,13 +60,13 @@ def points(settings: Settings) -> list[Point]:
     return [{"rounds": r, "fp": fp, "fn": fn, "noise": noise, **size, "seed": s} for r, fp, fn, noise, s in kinds]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """E[τ] over that at ε_max: of the optimum or, with noise, of guidance; or of PPO."""
     from mcot_torch.algorithms.prm import PRM
 
     problem = make_problem(point)
     prm = PRM.simulated(problem.graph, point["fp"], point["fn"], point["noise"], point["seed"])
-    row: Row = {"base": problem.base / problem.ideal, "false_steps": len(prm.edges)}
+    row: Measurement = {"base": problem.base / problem.ideal, "false_steps": len(prm.edges)}
     if point["rounds"] == 0:
         kernel = _optimum(problem, prm)
     else:
@@ -80,7 +80,7 @@ def measure(point: Point) -> Row:
     return {**row, "hard": hard, "ratio": None if time is None else time / problem.ideal}
 
 
-def _optimum(problem: Problem, prm) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _optimum(problem: ExactProblem, prm) -> np.ndarray:  # type: ignore[no-untyped-def]
     from mcot_torch.algorithms.prm import tilt
 
     log_p = torch.from_numpy(problem.graph.kernel()).log()
@@ -91,12 +91,12 @@ def _optimum(problem: Problem, prm) -> np.ndarray:  # type: ignore[no-untyped-de
     return (total / calls).numpy()
 
 
-def _mean(rows: list[Row], **where: float) -> float | None:
+def _mean(rows: list[Measurement], **where: float) -> float | None:
     values = [r["ratio"] for r in select(rows, **where)]
     return geometric_mean(values) if values and None not in values else None
 
 
-def _tolerance(rows: list[Row], key: str, grid: list[float]) -> float:
+def _tolerance(rows: list[Measurement], key: str, grid: list[float]) -> float:
     """Largest rate up to which the mean hitting time stays within twice the ideal one."""
     good = 0.0
     for value in sorted(grid):
@@ -110,7 +110,7 @@ _CLEAN = {"rounds": 0, "fp": 0.0, "fn": 0.0, "noise": 0.0}
 _NAMES = {"fp": "false-positive rate", "fn": "false-negative rate", "noise": "noise of a call"}
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """What each error costs, and how far PPO is from the closed form."""
     grids = {"fp": settings.false_positives, "fn": settings.false_negatives, "noise": settings.noises}
     base = geometric_mean([r["base"] for r in select(rows, **_CLEAN)])
@@ -161,7 +161,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """The three errors."""
     fig, axes = panels(3, height=3.4)
     base = geometric_mean([r["base"] for r in select(rows, **_CLEAN)])

@@ -30,8 +30,9 @@ from mcot_torch.chains import (
     rescale,
 )
 from mcot_torch.errors import InputError
-from mcot_torch.experiments.base import Point, Row
-from mcot_torch.experiments.questions.beyond_common import Problem, make_problem, tune
+from mcot_torch.evaluation.measures import edge_precision_recall
+from mcot_torch.experiments.base import Measurement, Point
+from mcot_torch.experiments.questions.beyond_common import ExactProblem, make_problem, tune
 from mcot_torch.reasoners import Reasoner, ReasonerConfig, build_reasoner, step_table
 from mcot_torch.sampling.datasets import CountData
 from mcot_torch.sampling.walks import StepTable
@@ -43,7 +44,7 @@ _EXACT = 10**13  # pairs at every step: a sampling error below float32's, so tha
 _NEAR = 0.1  # Proposition 3.4's band around ε_max
 
 
-def measure_model(point: Point) -> Row:
+def measure_model(point: Point) -> Measurement:
     """Pretraining, and all that follows it where the point has `ppo_rounds`."""
     problem = make_problem(point)
     reasoner, row = _pretrained(problem, point)
@@ -62,7 +63,7 @@ def measure_model(point: Point) -> Row:
 # ---- the stages -----------------------------------------------------------------------------------------------------
 
 
-def _pretrained(problem: Problem, point: Point) -> tuple[Reasoner, Row]:
+def _pretrained(problem: ExactProblem, point: Point) -> tuple[Reasoner, Measurement]:
     """Algorithm 1 on T transitions, or on exact gradients (T null): Proposition 2.1, Theorems 3.1 and 3.2."""
     graph, seed, (before, after) = problem.graph, point["seed"], point["steps"]
     truth = graph.kernel()
@@ -108,7 +109,7 @@ def _pretrained(problem: Problem, point: Point) -> tuple[Reasoner, Row]:
     }
 
 
-def _ratio(problem: Problem, kernel: NDArray[np.float64]) -> float | None:
+def _ratio(problem: ExactProblem, kernel: NDArray[np.float64]) -> float | None:
     """Metastability ratio of the entry states; None where some state cannot reach them."""
     try:
         return metastability_ratio(kernel, problem.graph.entries)
@@ -116,21 +117,21 @@ def _ratio(problem: Problem, kernel: NDArray[np.float64]) -> float | None:
         return None
 
 
-def _searched(problem: Problem, reasoner: Reasoner, prm: PRM, transitions: int) -> Row:
+def _searched(problem: ExactProblem, reasoner: Reasoner, prm: PRM, transitions: int) -> Measurement:
     """Proposition 3.3 at the default budget."""
     graph = problem.graph
-    edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
+    precision, recall = edge_precision_recall(prm.edges, graph.sparse_edges)
     table = step_table(reasoner, guidance(prm, problem.scales))
     return {
-        "recall": len(edges & true) / len(true),
-        "precision": len(edges & true) / max(1, len(edges)),
+        "recall": recall,
+        "precision": precision,
         "cost": transitions * graph.epsilon / graph.n_states,
         "guided": problem.time(table.to_edges(table.probabilities).numpy()),
         "ideal": problem.ideal,
     }
 
 
-def _tuned(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point, rollout: int) -> Row:
+def _tuned(problem: ExactProblem, reasoner: Reasoner, prm: PRM, point: Point, rollout: int) -> Measurement:
     """Proposition 3.4: PPO in place."""
     aim, before = problem.scales.epsilon_max, reasoner.kernel().numpy()
 
@@ -155,7 +156,9 @@ def _tuned(problem: Problem, reasoner: Reasoner, prm: PRM, point: Point, rollout
     }
 
 
-def _distilled(problem: Problem, teacher: Reasoner, prm: PRM, point: Point, epsilon: float, sizes: list[int]) -> Row:
+def _distilled(
+    problem: ExactProblem, teacher: Reasoner, prm: PRM, point: Point, epsilon: float, sizes: list[int]
+) -> Measurement:
     """Propositions 4.1, 4.2 and Theorem 4.3: students of T_dist = `sizes` transitions each, the last one's hops.
 
     The teacher stands for p^`epsilon`, whose q° and rescaled kernel are the exact values.
@@ -167,7 +170,7 @@ def _distilled(problem: Problem, teacher: Reasoner, prm: PRM, point: Point, epsi
     edges = off & (q > 0)
     star = meta_chain(graph)
     own = pair_kernel(teacher.kernel().numpy(), graph.clusters, k)
-    row: Row = {
+    row: Measurement = {
         "dist_errors": [],
         "dist_distances": [],
         "teacher_error": _rms(own, q, edges),

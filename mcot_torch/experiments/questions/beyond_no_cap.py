@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time, stationary_law
 from mcot_torch.errors import InputError
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, panels
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
+from mcot_torch.experiments.questions.beyond_common import ExactProblem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.sampling.walks import StepTable, walk_paths
 from mcot_torch.system.randomness import generator
@@ -72,7 +72,7 @@ def points(settings: Settings) -> list[Point]:
     return result
 
 
-def _state(problem: Problem, kernel: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+def _state(problem: ExactProblem, kernel: np.ndarray, before: np.ndarray) -> dict[str, Any]:
     """What there is to collapse, at one moment."""
     graph = problem.graph
     x, y = graph.sparse_edges.T
@@ -111,12 +111,12 @@ def _state(problem: Problem, kernel: np.ndarray, before: np.ndarray) -> dict[str
     }
 
 
-def _farthest(problem: Problem, kernel: np.ndarray) -> float:
+def _farthest(problem: ExactProblem, kernel: np.ndarray) -> float:
     """Exact E[τ] from C_0 to the state that takes longest."""
     return max(hitting_time(kernel, problem.task.start, [x]) for x in range(problem.graph.n_states))
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Every quantity over the rounds."""
     from mcot_torch.algorithms.pretrain import pretrain
     from mcot_torch.algorithms.prm import PRM
@@ -148,7 +148,7 @@ def measure(point: Point) -> Row:
     for line, state in zip(tuned.history, path[1:], strict=True):
         state["step"] = line["step"]
     ideal = _state(problem, graph.with_epsilon(problem.scales.epsilon_max).kernel(), before)
-    row: Row = {key: [state[key] for state in path] for key in path[0]}
+    row: Measurement = {key: [state[key] for state in path] for key in path[0]}
     return {
         **row,
         "ideal_time": problem.ideal,
@@ -164,7 +164,7 @@ def _when(steps: list[int], crossed: np.ndarray) -> float | None:
     return float(steps[int(crossed.argmax())]) if crossed.any() else None
 
 
-def _end(part: list[Row]) -> dict[str, float]:
+def _end(part: list[Measurement]) -> dict[str, float]:
     """Means over seeds after the last round."""
     worst = [(r["worst_time"][-1] or np.inf) / r["ideal_worst"] for r in part]
     return {
@@ -179,7 +179,7 @@ def _end(part: list[Row]) -> dict[str, float]:
     }
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """The end of every run, and when it got there."""
     numbers, ends = [], {}
     free, many = settings.penalties[-1], settings.transitions[0]
@@ -229,7 +229,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Four quantities over the rounds."""
     fig, axes = panels(4, columns=2, height=2.7)
     keys = (

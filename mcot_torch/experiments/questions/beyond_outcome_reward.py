@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mcot_torch.chains import hitting_time
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, log_axis, panels
-from mcot_torch.experiments.questions.beyond_common import Problem, answer, geometric_mean, make_problem, tune
+from mcot_torch.experiments.questions.beyond_common import ExactProblem, answer, geometric_mean, make_problem, tune
 from mcot_torch.experiments.support import exact_reasoner
 
 
@@ -52,7 +52,7 @@ def points(settings: Settings) -> list[Point]:
     ]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """E[τ] after training, over that before; how many walks arrived."""
     from mcot_torch.algorithms.prm import PRM
 
@@ -89,7 +89,7 @@ def measure(point: Point) -> Row:
     }
 
 
-def _others(problem: Problem, kernel: np.ndarray) -> float | None:
+def _others(problem: ExactProblem, kernel: np.ndarray) -> float | None:
     """Geometric mean of E[τ] from C_0 to the entries of the clusters other than C_0 and the target's."""
     graph = problem.graph
     k = graph.n_clusters
@@ -102,12 +102,12 @@ def _graph(settings: Settings, i: int) -> dict[str, float]:
     return {"K": int(k), "M": int(m), "epsilon": epsilon}
 
 
-def _gain(rows: list[Row], key: str = "gain") -> float | None:
+def _gain(rows: list[Measurement], key: str = "gain") -> float | None:
     values = [r[key] for r in rows if r[key] is not None]
     return geometric_mean(values) if values else None
 
 
-def _threshold(rows: list[Row], budgets: list[int]) -> float | None:
+def _threshold(rows: list[Measurement], budgets: list[int]) -> float | None:
     """Smallest budget, in unaided hitting times, from which the mean gain is at least 2."""
     reached = None
     for budget in sorted(budgets, reverse=True):
@@ -118,7 +118,7 @@ def _threshold(rows: list[Row], budgets: list[int]) -> float | None:
     return reached
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Gains at the largest budget, and where they begin."""
     numbers, starts = [], {}
     top = max(settings.budgets)
@@ -177,7 +177,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Gain against budget: the task, and the other targets."""
     fig, axes = panels(2, height=3.8)
     for axis, key, title in ((axes[0], "gain", "the task trained on"), (axes[1], "gain_others", "the other targets")):

@@ -17,7 +17,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 
 from mcot_torch.chains import hitting_time, hitting_times, metastability_ratio, stationary_law
-from mcot_torch.experiments.base import Experiment, Number, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Number, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import GREY, legend, log_axis, panels, trend
 from mcot_torch.experiments.questions.beyond_common import answer, make_problem, median
@@ -49,13 +49,14 @@ def points(settings: Settings) -> list[Point]:
     return [{"epsilon": e, **size, "seed": s} for e in settings.epsilons for s in range(settings.seeds)]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Exact times and constants, what is recovered, and a student."""
     from mcot_torch.algorithms.config import DistillConfig
     from mcot_torch.algorithms.distill import distill
     from mcot_torch.algorithms.prm import PRM
     from mcot_torch.algorithms.search import search
     from mcot_torch.chains.assumptions import check_assumptions
+    from mcot_torch.evaluation.measures import edge_precision_recall
     from mcot_torch.evaluation.subjects import measure_lift
     from mcot_torch.training.loop import Context
 
@@ -66,7 +67,7 @@ def measure(point: Point) -> Row:
     members = graph.members(graph.n_clusters // 2)
     far = max(hitting_time(P, task.start, [int(x)], graph.clusters) for x in members)
     home = hitting_times(P, members, graph.clusters)
-    row: Row = {
+    row: Measurement = {
         "time": problem.base,
         "constant": problem.base * point["epsilon"] / graph.n_states,
         "far": far,
@@ -78,8 +79,8 @@ def measure(point: Point) -> Row:
     }
     reasoner = exact_reasoner(graph)
     found = search(reasoner, problem.scales, None, Context(point["seed"])).model
-    edges, true = (set(map(tuple, e.tolist())) for e in (found.edges, graph.sparse_edges))
-    row |= {"recall": len(edges & true) / len(true), "precision": len(edges & true) / max(1, len(edges))}
+    precision, recall = edge_precision_recall(found.edges, graph.sparse_edges)
+    row |= {"recall": recall, "precision": precision}
     prm = PRM.simulated(graph)
     config = DistillConfig(transitions=point["dist"], steps=800)
     student = distill(reasoner, prm, problem.scales, config, Context(point["seed"])).model
@@ -114,7 +115,7 @@ def _matched(labels: NDArray[np.integer], truth: NDArray[np.integer], k: int) ->
     return float(table[rows, columns].sum() / len(truth))
 
 
-def _last(settings: Settings, rows: list[Row], good) -> float:  # type: ignore[no-untyped-def]
+def _last(settings: Settings, rows: list[Measurement], good) -> float:  # type: ignore[no-untyped-def]
     """Largest ε up to which `good(median row)` holds; 0 where it never does."""
     last = 0.0
     for epsilon in sorted(settings.epsilons):
@@ -124,7 +125,7 @@ def _last(settings: Settings, rows: list[Row], good) -> float:  # type: ignore[n
     return last
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """Until where each thing holds."""
     aim = 0.96 / settings.cluster_size
     low, high = min(settings.epsilons), max(settings.epsilons)
@@ -180,7 +181,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return answer(numbers, why, notes)
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """Times; A1 and metastability; what is recovered."""
     fig, axes = panels(3, height=3.5)
     for i, (key, label) in enumerate(

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mcot_torch.experiments.base import Experiment, Point, Row, Summary
+from mcot_torch.experiments.base import Experiment, Measurement, Point, Summary
 from mcot_torch.experiments.fits import select
 from mcot_torch.experiments.plots import COLOURS, GREY, legend, log_axis, panels
 from mcot_torch.experiments.questions.beyond_claims import Groups, claims
@@ -84,7 +84,7 @@ def points(settings: Settings) -> list[Point]:
     return result + [{"kind": kind, **sizes[0], **exact} for kind in settings.kinds]
 
 
-def measure(point: Point) -> Row:
+def measure(point: Point) -> Measurement:
     """Every claim on one learned model."""
     from mcot_torch.experiments.questions.beyond_learned import measure_model
 
@@ -94,7 +94,7 @@ def measure(point: Point) -> Row:
 # ---- what comes out -------------------------------------------------------------------------------------------------
 
 
-def summarise(settings: Settings, rows: list[Row]) -> Summary:
+def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
     """The table, where a model leaves the exact value, and why."""
     table = claims(rows)
     told = []
@@ -115,7 +115,7 @@ def summarise(settings: Settings, rows: list[Row]) -> Summary:
     return summary
 
 
-def _notes(settings: Settings, rows: list[Row]) -> list[str]:
+def _notes(settings: Settings, rows: list[Measurement]) -> list[str]:
     """Where the deviations come from."""
     from mcot_torch.training.loop import cosine
 
@@ -123,7 +123,7 @@ def _notes(settings: Settings, rows: list[Row]) -> list[str]:
     for kind in settings.kinds:
         group = Groups.of(select(rows, kind=kind))
 
-        def worst(model: str, truth: str, grid: list[Row] = group.grid) -> tuple[float, str]:
+        def worst(model: str, truth: str, grid: list[Measurement] = group.grid) -> tuple[float, str]:
             off, row = max(
                 ((abs(r[model] / r[truth] - 1), r) for r in grid if r[model] and r[truth]), key=lambda pair: pair[0]
             )
@@ -166,27 +166,27 @@ def _notes(settings: Settings, rows: list[Row]) -> list[str]:
     ]
 
 
-def _size(row: Row) -> str:
+def _size(row: Measurement) -> str:
     return f"K = {row['K']}, M = {row['M']}, ε = {row['epsilon']:g}"
 
 
 # ---- the figure -----------------------------------------------------------------------------------------------------
 
 
-def figure(settings: Settings, rows: list[Row], summary: Summary) -> Figure:
+def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:
     """A panel a claim: exact values in grey, every learned model a point, the kinds a little apart."""
     fig, axes = panels(9, columns=3, width=10.0, height=2.7)
     group = Groups.of([{**r, "KM": r["K"] * r["M"], "KM/ε": r["K"] * r["M"] / r["epsilon"]} for r in rows])
     grid = group.grid
 
-    def draw(axis: Axes, part: list[Row], x: str, y: str, over: str | None = None, **style: Any) -> None:
+    def draw(axis: Axes, part: list[Measurement], x: str, y: str, over: str | None = None, **style: Any) -> None:
         for i, kind in enumerate(settings.kinds):
             chosen = [r for r in part if r["kind"] == kind and r[y] is not None]
             values = [r[y] / r[over] if over else r[y] for r in chosen]
             look: dict[str, Any] = {"marker": "os"[i % 2], "ls": "", "color": COLOURS[i % 7], "ms": 4.5, "mew": 0.9}
             axis.plot([(0.95, 1.05)[i % 2] * r[x] for r in chosen], values, **look | {"label": kind} | style)
 
-    def exact(axis: Axes, part: list[Row], x: str, y: str, label: str = "exact") -> None:
+    def exact(axis: Axes, part: list[Measurement], x: str, y: str, label: str = "exact") -> None:
         at = sorted({r[x] for r in part})
         axis.plot(at, [np.mean([r[y] for r in part if r[x] == v]) for v in at], "-", color=GREY, lw=1.2, label=label)
 

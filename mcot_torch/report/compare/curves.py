@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mcot_torch.report.compare.groups import Group, Run, interquartile_mean
+from mcot_torch.evaluation.aggregate import EvaluatedRun, SeedGroup, interquartile_mean
 from mcot_torch.report.figures.compare import Curve, Panel
 from mcot_torch.report.figures.style import Array
 
@@ -15,7 +15,7 @@ __all__ = ["panels"]
 _GRID = 80  # times at which the curves of a group are averaged
 
 
-def panels(groups: Sequence[Group]) -> list[Panel]:
+def panels(groups: Sequence[SeedGroup]) -> list[Panel]:
     """The panels that have at least one curve."""
     drawn = [
         _survival(groups),
@@ -40,7 +40,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     return [panel for panel in drawn if panel.curves]
 
 
-def _survival(groups: Sequence[Group]) -> Panel:
+def _survival(groups: Sequence[SeedGroup]) -> Panel:
     panel = Panel("Still on the way after t", "t, steps (student: hops)", "share of chains of thought", log_x=True)
     for i, group in enumerate(groups):
         for who in ("teacher", "student"):
@@ -53,7 +53,7 @@ def _survival(groups: Sequence[Group]) -> Panel:
     return panel
 
 
-def _alive(run: Run, who: str) -> tuple[Array, Array] | None:
+def _alive(run: EvaluatedRun, who: str) -> tuple[Array, Array] | None:
     """Survival of one model of a run: exact where it is, sampled otherwise."""
     curve = run.result["survival"].get(run.teacher if who == "teacher" else "student")
     if curve is None:
@@ -62,7 +62,7 @@ def _alive(run: Run, who: str) -> tuple[Array, Array] | None:
     return np.asarray(curve["times"], dtype=np.float64), np.asarray(alive, dtype=np.float64)
 
 
-def _logged(groups: Sequence[Group], stage: str, metric: str, x: str, panel: Panel) -> Panel:
+def _logged(groups: Sequence[SeedGroup], stage: str, metric: str, x: str, panel: Panel) -> Panel:
     for i, group in enumerate(groups):
         found = list(_points(group, stage, metric, x))
         if found:
@@ -72,7 +72,7 @@ def _logged(groups: Sequence[Group], stage: str, metric: str, x: str, panel: Pan
     return panel
 
 
-def _points(group: Group, stage: str, metric: str, x: str) -> Iterator[tuple[Array, Array]]:
+def _points(group: SeedGroup, stage: str, metric: str, x: str) -> Iterator[tuple[Array, Array]]:
     for run in group.runs:
         lines = {line[x]: line[metric] for line in run.histories.get(stage, []) if x in line and metric in line}
         if lines:

@@ -1,4 +1,4 @@
-"""What a comparison of runs leaves: the table for the terminal, Markdown, LaTeX and CSV, and the curves as PNG and HTML."""
+"""A comparison of runs as tables, on the terminal and as Markdown, LaTeX and CSV, and as curves in PNG and HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich import box
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from mcot_torch.report.compare.groups import METRICS, Group, Summary, models_of, summary
+from mcot_torch.evaluation.aggregate import METRICS, Aggregate, SeedGroup, aggregate, models_of
 from mcot_torch.report.text import number
 from mcot_torch.system.files import write_text
 
@@ -25,12 +25,12 @@ _NOTE = (
 _FEW = "Fewer than ten runs: such an interval is too narrow, and with two runs it is their range."
 
 
-def note(groups: Sequence[Group]) -> str:
+def note(groups: Sequence[SeedGroup]) -> str:
     """What the numbers are, below every table."""
     return f"{_NOTE} {_FEW}" if min(len(group.runs) for group in groups) < 10 else _NOTE
 
 
-def cell(value: Summary | None) -> str:
+def cell(value: Aggregate | None) -> str:
     """mean [low, high]."""
     if value is None:
         return "–"
@@ -39,12 +39,12 @@ def cell(value: Summary | None) -> str:
     return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
 
-def _lines(groups: Sequence[Group]) -> list[list[str]]:
+def _lines(groups: Sequence[SeedGroup]) -> list[list[str]]:
     """Cells: group, model, runs, metrics; the group's name stands once."""
     out = []
     for group in groups:
         for i, model in enumerate(models_of(group)):
-            cells = [cell(summary(group, model, metric)) for metric in METRICS]
+            cells = [cell(aggregate(group, model, metric)) for metric in METRICS]
             out.append([group.name if i == 0 else "", model, str(len(group.runs)) if i == 0 else "", *cells])
     return out
 
@@ -52,7 +52,7 @@ def _lines(groups: Sequence[Group]) -> list[list[str]]:
 _HEAD = ["group", "model", "runs", *(metric.name for metric in METRICS)]
 
 
-def as_markdown(groups: Sequence[Group]) -> str:
+def as_markdown(groups: Sequence[SeedGroup]) -> str:
     """A Markdown table with its note."""
 
     def row(cells: Sequence[str]) -> str:
@@ -68,7 +68,7 @@ _LATEX = {
 }  # fmt: skip
 
 
-def as_latex(groups: Sequence[Group]) -> str:
+def as_latex(groups: Sequence[SeedGroup]) -> str:
     """A table environment that needs the package booktabs."""
 
     def row(cells: Sequence[str]) -> str:
@@ -98,7 +98,7 @@ def as_latex(groups: Sequence[Group]) -> str:
     )
 
 
-def as_csv(groups: Sequence[Group]) -> str:
+def as_csv(groups: Sequence[SeedGroup]) -> str:
     """One line a group, model and metric, at full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -107,7 +107,7 @@ def as_csv(groups: Sequence[Group]) -> str:
         folders = " ".join(str(run.path) for run in group.runs)
         for model in models_of(group):
             for metric in METRICS:
-                value = summary(group, model, metric)
+                value = aggregate(group, model, metric)
                 if value is not None:
                     writer.writerow(
                         [group.name, model, metric.name, value.mean, value.low, value.high, value.n, folders]
@@ -115,11 +115,11 @@ def as_csv(groups: Sequence[Group]) -> str:
     return buffer.getvalue()
 
 
-def as_dict(groups: Sequence[Group]) -> dict[str, Any]:
+def as_dict(groups: Sequence[SeedGroup]) -> dict[str, Any]:
     """The same at full precision for `evaluate.py --json`: groups, their runs, and metric by metric what each model has."""
 
-    def values(group: Group, model: str) -> dict[str, Any]:
-        found = {metric.name: summary(group, model, metric) for metric in METRICS}
+    def values(group: SeedGroup, model: str) -> dict[str, Any]:
+        found = {metric.name: aggregate(group, model, metric) for metric in METRICS}
         return {
             name: {"iqm": value.mean, "low": value.low, "high": value.high, "runs": value.n}
             for name, value in found.items()
@@ -138,7 +138,7 @@ def as_dict(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def terminal_table(groups: Sequence[Group]) -> Table:
+def terminal_table(groups: Sequence[SeedGroup]) -> Table:
     """The same for the terminal, without the columns that need a wide page."""
     table = Table(
         title="Runs compared", caption=note(groups), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
@@ -151,12 +151,12 @@ def terminal_table(groups: Sequence[Group]) -> Table:
         if len(groups) > 1:
             table.add_row(f"[bold]{escape_markup(group.name)}[/bold]")
         for model in models_of(group):
-            cells = [cell(summary(group, model, metric)) for metric in shown]
+            cells = [cell(aggregate(group, model, metric)) for metric in shown]
             table.add_row(model, str(len(group.runs)), *(escape_markup(text) for text in cells))
     return table
 
 
-def write(groups: Sequence[Group], out: Path, figures: bool = True) -> list[Path]:
+def write(groups: Sequence[SeedGroup], out: Path, figures: bool = True) -> list[Path]:
     """compare.md, compare.tex and compare.csv, with figures compare.png and compare.html too; returns what was written."""
     texts = {"md": as_markdown(groups), "tex": as_latex(groups), "csv": as_csv(groups)}
     for ending, text in texts.items():

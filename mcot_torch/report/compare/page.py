@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mcot_torch.evaluation.aggregate import METRICS, SeedGroup, aggregate, models_of
+from mcot_torch.evaluation.models import ordered
 from mcot_torch.report.compare.files import cell, note
-from mcot_torch.report.compare.groups import METRICS, Group, models_of, summary
 from mcot_torch.report.figures.compare import Panel
 from mcot_torch.report.page.charts import Chart, line, log_axis, numbers, plain_axis
 from mcot_torch.report.page.page import Section, page, plot, table
@@ -21,7 +22,7 @@ def _tone(group: int) -> str:
     return _COLOURS[group % len(_COLOURS)]
 
 
-def comparison_page(groups: Sequence[Group], panels: Sequence[Panel]) -> str:
+def comparison_page(groups: Sequence[SeedGroup], panels: Sequence[Panel]) -> str:
     """The page; `panels` are the curves."""
     runs = sum(len(group.runs) for group in groups)
     header = (
@@ -34,17 +35,17 @@ def comparison_page(groups: Sequence[Group], panels: Sequence[Panel]) -> str:
     return page("Runs compared", header, [_times(groups), _along_the_way(groups, panels)], f"<ul>{folders}</ul>")
 
 
-def _times(groups: Sequence[Group]) -> Section:
+def _times(groups: Sequence[SeedGroup]) -> Section:
     section = Section("times", "Which models are fast, and how much does the seed matter?", _verdict(groups))
     data: list[dict[str, Any]] = []
     places, labels, every = [], [], []
     place = 0.0
-    models = [m for m in ("base", "pretrained", "guided", "tuned", "student") if any(m in models_of(g) for g in groups)]
+    models = [entry.name for entry in ordered({name for group in groups for name in models_of(group)})]
     for model in models:
         places.append(place + (len(groups) - 1) / 2)
         labels.append(model)
         for i, group in enumerate(groups):
-            value = summary(group, model, METRICS[0])
+            value = aggregate(group, model, METRICS[0])
             if value is not None:
                 ends = (value.mean, value.mean) if value.low is None or value.high is None else (value.low, value.high)
                 every += [value.mean, *ends]
@@ -80,30 +81,30 @@ def _times(groups: Sequence[Group]) -> Section:
     for i, group in enumerate(groups):
         for model in models_of(group):
             name = f'<span class="swatch" style="--c:var(--{_tone(i)})"></span>{escape(group.name)}'
-            cells = [cell(summary(group, model, metric)).replace(", ", ",&nbsp;") for metric in METRICS]
+            cells = [cell(aggregate(group, model, metric)).replace(", ", ",&nbsp;") for metric in METRICS]
             rows.append([name, model, str(len(group.runs)), *cells])
     section.body += table(["group", "model", "runs", *(metric.name for metric in METRICS)], rows, text_columns=2)
     return section
 
 
-def _verdict(groups: Sequence[Group]) -> str:
+def _verdict(groups: Sequence[SeedGroup]) -> str:
     """How fast the teachers are, and the students."""
     speed = next(metric for metric in METRICS if metric.name == "speed-up")
     teachers, hops = [], []
     for group in groups:
         teacher = group.runs[0].teacher
-        found = summary(group, teacher if teacher in models_of(group) else models_of(group)[-1], speed)
+        found = aggregate(group, teacher if teacher in models_of(group) else models_of(group)[-1], speed)
         where = f" with {escape(group.name)}" if len(groups) > 1 else ""
         if found is not None:
             teachers.append(f"{cell(found)} times{where}")
-        if (student := summary(group, "student", METRICS[0])) is not None:
+        if (student := aggregate(group, "student", METRICS[0])) is not None:
             hops.append(cell(student))
     answer = f"The teacher beats the base chain {'; '.join(teachers[:4])}" if teachers else "No model arrives"
     answer += f"; and so on for {len(teachers) - 4} more groups" if len(teachers) > 4 else ""
     return answer + (f". The student needs {' and '.join(hops[:4])} hops." if hops else ".")
 
 
-def _along_the_way(groups: Sequence[Group], panels: Sequence[Panel]) -> Section:
+def _along_the_way(groups: Sequence[SeedGroup], panels: Sequence[Panel]) -> Section:
     section = Section(
         "curves",
         "How did teacher and student get there?",

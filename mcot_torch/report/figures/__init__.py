@@ -16,11 +16,10 @@ from mcot_torch.report.figures.results import (
     stairs,
     survival_figure,
 )
-from mcot_torch.report.figures.style import MODEL_COLOURS, model_colour, save
+from mcot_torch.report.figures.style import model_colour, save
 from mcot_torch.report.figures.training import training_figure
 
 __all__ = [
-    "MODEL_COLOURS",
     "compare_figure",
     "empirical_survival",
     "graph_figure",

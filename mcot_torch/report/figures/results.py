@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse as sp
 
+from mcot_torch.evaluation.models import MODELS
 from mcot_torch.report.figures.style import (
     BLACK,
     GREY,
@@ -23,7 +24,6 @@ from mcot_torch.report.figures.style import (
     TITLE,
     WIDTH,
     Array,
-    Row,
     model_colour,
     plain,
 )
@@ -37,7 +37,7 @@ _HATCH = {"exact": None, "lifted": "////", "averaged": "...."}  # of the bars
 # ---- hitting times -------------------------------------------------------------------------------------------------
 
 
-def hitting_time_figure(models: Mapping[str, Row]) -> Figure:
+def hitting_time_figure(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Expected hitting time of X_out: exact as a bar with its number, raw as a tick, sampled mean with its 95 % interval.
 
     Args:
@@ -46,7 +46,7 @@ def hitting_time_figure(models: Mapping[str, Row]) -> Figure:
             `lifted_steps_low` and `lifted_steps_high`. Each may be missing or None. Where walks were censored the mean
             is a restricted one: hollow. Where `exact` is None, `hitting_time_context_averaged` is the bar.
     """
-    bars: list[tuple[str, str, str, Row]] = []  # label, colour, unit, row
+    bars: list[tuple[str, str, str, Mapping[str, Any]]] = []  # label, colour, unit, row
     for name, row in models.items():
         bars.append((name, model_colour(name), str(row.get("unit") or "steps"), row))
         lifted = row.get("lifted_steps")
@@ -119,7 +119,7 @@ def hitting_time_figure(models: Mapping[str, Row]) -> Figure:
     return figure
 
 
-def _row_numbers(row: Row) -> list[float]:
+def _row_numbers(row: Mapping[str, Any]) -> list[float]:
     """Every time in a row, those of its sample included."""
     sample = row.get("hitting_time_sampled") or {}
     values = [row.get(f"hitting_time_{key}") for key in ("exact", "exact_raw", "context_averaged")]
@@ -210,7 +210,7 @@ def _pool(matrix: NDArray[Any] | sp.csr_array, order: NDArray[np.int64], limit: 
 # ---- survival ------------------------------------------------------------------------------------------------------
 
 
-def survival_figure(curves: Mapping[str, Row]) -> Figure:
+def survival_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     """P(τ > t): exact as a line, sampled as steps with a 95 % band (Dvoretzky, Kiefer and Wolfowitz).
 
     Args:
@@ -224,7 +224,7 @@ def survival_figure(curves: Mapping[str, Row]) -> Figure:
     hops, latest = False, 10.0
     for name, row in curves.items():
         colour = model_colour(name)
-        unit = row.get("unit") or ("hops" if name.startswith("student") else "steps")
+        unit = row.get("unit") or (MODELS[name].unit if name in MODELS else "steps")
         hops |= unit == "hops"
         if row.get("exact") is not None and row.get("times") is not None:
             times, exact = np.asarray(row["times"], float), np.asarray(row["exact"], float)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from mcot_torch.evaluation.models import MODELS
 from mcot_torch.system.files import whole_file
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "GREEN",
     "GREY",
     "LIGHT",
-    "MODEL_COLOURS",
     "ORANGE",
     "PURPLE",
     "SKY",
@@ -33,7 +32,6 @@ __all__ = [
     "VERMILION",
     "WIDTH",
     "Array",
-    "Row",
     "few_decades",
     "model_colour",
     "plain",
@@ -42,11 +40,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Row = Mapping[str, Any]
 
 BLACK, GREY, LIGHT = "#222222", "#6b6b6b", "#c4c4c4"
 BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
-MODEL_COLOURS = {"base": GREY, "pretrained": BLUE, "guided": ORANGE, "tuned": GREEN, "student": PURPLE}
 
 DPI = 150
 WIDTH = 8.0  # inches
@@ -54,8 +50,8 @@ SMALL, TEXT, TITLE = 8, 9, 10  # points: 11, 12.5 and 14 pixels at 800
 
 
 def model_colour(name: str) -> str:
-    """The colour of a model in every figure; two spare ones for names that are not of the pipeline."""
-    return MODEL_COLOURS.get(name, (SKY, VERMILION)[sum(map(ord, name)) % 2])
+    """The colour of a model in every figure, from the table of models; one of two spare colours for other names."""
+    return MODELS[name].colour if name in MODELS else (SKY, VERMILION)[sum(map(ord, name)) % 2]
 
 
 def save(figure: Figure, path: str | Path) -> Path:

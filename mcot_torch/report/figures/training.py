@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ from mcot_torch.report.figures.style import (
     VERMILION,
     WIDTH,
     Array,
-    Row,
     few_decades,
     plain,
     thousands,
@@ -98,7 +97,7 @@ _PANELS = [
 
 
 def training_figure(
-    histories: Mapping[str, Sequence[Row]], epsilon: float | None = None, epsilon_max: float | None = None
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], epsilon: float | None = None, epsilon_max: float | None = None
 ) -> Figure:
     """What the stages logged, a panel a question; panels without data are left out.
 
@@ -131,7 +130,7 @@ def training_figure(
     return figure
 
 
-def _series(lines: Sequence[Row], panel: _Panel, metric: str) -> Array:
+def _series(lines: Sequence[Mapping[str, Any]], panel: _Panel, metric: str) -> Array:
     """(n, 2) finite values of one metric over the panel's x; only positive ones for a logarithmic panel."""
     points = [(line[panel.x], line[metric]) for line in lines if None not in (line.get(panel.x), line.get(metric))]
     if points and panel.stage == "search":  # which begins with nothing

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mcot_torch.evaluation.models import MODELS
 from mcot_torch.report.text import number
 
 __all__ = ["Chart", "colour", "line", "log_axis", "numbers", "plain_axis", "rule", "thinned"]
-
-_MODELS = {"base", "pretrained", "guided", "tuned", "student"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Chart:
 
 
 def colour(model: str, opacity: float | None = None) -> str:
-    """The colour of a model."""
-    name = model if model in _MODELS else "ink"
+    """The colour of a model: its CSS variable, or that of the text for a name that is not in the table of models."""
+    name = model if model in MODELS else "ink"
     return f"@{name}" if opacity is None else f"@{name}/{opacity}"
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from mcot_torch.evaluation.models import ordered, title
+from mcot_torch.evaluation.rows import expected_time
+from mcot_torch.evaluation.statistics import wilson_interval
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis
-from mcot_torch.report.page.material import NAMES, Cost, Material
+from mcot_torch.report.page.material import Cost, Material
 from mcot_torch.report.page.page import Section, plot, table
 from mcot_torch.report.page.picture import SIZE
 from mcot_torch.report.page.sampling import Routes, Thought, chain_of_thought, frames, lifted_thought, sample_routes
-from mcot_torch.report.tables import expected_time
 from mcot_torch.report.text import amount, cluster, not_yet, number, plural, seconds
 
 __all__ = ["chain_section", "cost_section", "student_section"]
@@ -119,7 +121,7 @@ def _cost_table(m: Material) -> str:
     for c in m.costs:
         gain = "–" if not c.after else f"{number(before / c.after)}×"
         rows.append(
-            [c.stage, NAMES[c.model], amount(c.transitions), seconds(c.seconds), number(before), number(c.after), gain]
+            [c.stage, title(c.model), amount(c.transitions), seconds(c.seconds), number(before), number(c.after), gain]
         )
         before = c.after or before
     caption = (
@@ -141,8 +143,8 @@ def student_section(m: Material) -> Section:
         return section
     teacher, student = m.rows[m.teacher], m.rows["student"]
     most = round(6 * max(100.0, expected_time(teacher)))
-    ours = sample_routes(m.subjects["student"], m.student_clusters, m.config.seed, _ROUTES, most)
-    theirs = sample_routes(m.subjects[m.teacher], m.graph.clusters, m.config.seed, _ROUTES, min(most, 50_000))
+    ours = sample_routes(m.subjects["student"], m.student_clusters, m.seed, _ROUTES, most)
+    theirs = sample_routes(m.subjects[m.teacher], m.graph.clusters, m.seed, _ROUTES, min(most, 50_000))
     compared = theirs.n >= _ROUTES // 2 and ours.n >= _ROUTES // 2
     section.answer = (
         f"It hops {number(expected_time(student))} times where its teacher takes {number(expected_time(teacher))} steps"
@@ -212,7 +214,7 @@ def _routes_chart(m: Material, section: Section, ours: Routes, theirs: Routes) -
     data = []
     for name, routes, shift in ((m.teacher, theirs, -0.14), ("student", ours, 0.14)):
         p = np.array([routes.share(route) for route in top])
-        low, high = _wilson(p, routes.n)
+        low, high = wilson_interval(p, routes.n)
         told = [
             f"{m.teacher if name != 'student' else 'student'}<br>{'→'.join(cluster(k) for k in route)}" for route in top
         ]
@@ -245,14 +247,6 @@ def _routes_chart(m: Material, section: Section, ours: Routes, theirs: Routes) -
             f" Left out: {plural(theirs.given_up + ours.given_up, 'walk')} still on the way after six times the mean."
         )
     return "<h3>The routes they take</h3>" + plot(section, chart, note)
-
-
-def _wilson(p: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of shares p of n."""
-    z = 1.959963984540054
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
 
 
 # ---- 6: a chain of thought --------------------------------------------------------------------------------------
@@ -320,19 +314,17 @@ def chain_section(m: Material) -> tuple[Section, dict[str, Any]]:
 def _thoughts(m: Material) -> list[tuple[str, str, Thought, str]]:
     """(label, unit, chain of thought, colour) of what can be played."""
     out: list[tuple[str, str, Thought, str]] = []
-    models: list[str] = [n for n in ("base", "tuned") if n in m.subjects]
-    if "tuned" not in m.subjects:
-        models.append("guided" if "guided" in m.subjects else "pretrained")
-    for n in models:
+    latest = [entry.name for entry in ordered(m.subjects) if entry.unit == "steps" and entry.stage is not None][-1]
+    for n in ("base", latest):
         most = _MOST_STEPS if n == "base" or m.subjects[n].exact else _MOST_READ
         most = min(
             most, round(4 * max(100.0, expected_time(m.rows[n])))
         )  # the median is beyond once in millions of runs
         tone = "ink" if n == "base" else n
-        out.append((NAMES[n], "step", chain_of_thought(m.subjects[n], m.config.seed, most), tone))
-    teacher = m.models.teacher(m.config)
+        out.append((title(n), "step", chain_of_thought(m.subjects[n], m.seed, most), tone))
+    teacher = m.teacher_model
     if m.models.student is not None and teacher is not None and m.models.prm is not None:
-        lifted = lifted_thought(m.models.student, teacher, m.models.prm, m.task, m.config.seed)
+        lifted = lifted_thought(m.models.student, teacher, m.models.prm, m.task, m.seed)
         if lifted is not None:
             inside = m.student_clusters[m.models.student.labels.cpu().numpy()[lifted.states]]
             hops = inside[np.concatenate([[True], inside[1:] != inside[:-1]])]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mcot_torch.chains.elimination import Kernel
 from mcot_torch.evaluation.measures import entries, row_tv
+from mcot_torch.evaluation.models import MODELS, ordered
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis, rule, thinned
 from mcot_torch.report.page.material import Material
 from mcot_torch.report.page.page import Section, plot, table
@@ -48,13 +49,19 @@ def kernel_section(m: Material) -> Section:
     return section
 
 
+def _state_models(m: Material, own_weights: bool = False) -> list[str]:
+    """Names of the models over the graph's states, in the order of the table; optionally those with weights of their own."""
+    entries = [entry for entry in ordered(m.subjects) if entry.unit == "steps"]
+    return [entry.name for entry in entries if entry.own_weights or not own_weights]
+
+
 def _hard_chart(m: Material, section: Section) -> str:
     edges = np.array(list(chain(*m.picture.kinds.values())), dtype=np.int64).reshape(-1, 2)
     kind = list(chain(*([k] * len(v) for k, v in m.picture.kinds.items())))
     order = np.lexsort((edges[:, 1], edges[:, 0]))
     chosen = order[thinned(len(order), _MOST_HARD)]
     edges, kind = edges[chosen], [kind[i] for i in chosen]
-    models = [n for n in ("base", "pretrained", "tuned") if n in m.subjects]
+    models = _state_models(m, own_weights=True)
     exact = {n: entries(m.subjects[n].kernel, edges) for n in models}
     every = np.concatenate(list(exact.values()))
     floor = max(1e-9, float(every[every > 0].min()) / 10)  # where those that a model never takes are drawn
@@ -70,10 +77,9 @@ def _hard_chart(m: Material, section: Section) -> str:
     gaps = np.full(len(x), np.nan)
     ends = np.stack([p[models[0]], p[models[-1]], gaps], axis=1).ravel()
     data = [line(np.repeat(x, 3), ends, "", "@rule", 1.5, hoverinfo="skip", showlegend=False)]
-    symbols = {"base": "line-ew-open", "pretrained": "circle-open", "tuned": "circle"}
     for n in models:
         marker = {
-            "symbol": symbols[n],
+            "symbol": MODELS[n].marker,
             "size": 9 if n == "base" else 7,
             "color": colour(n),
             "line": {"width": 1.8, "color": colour(n)},
@@ -113,7 +119,7 @@ def _with_zero(axis: dict[str, Any], floor: float) -> dict[str, Any]:
 
 
 def _rows_chart(m: Material, section: Section) -> str:
-    models = [n for n in ("pretrained", "guided", "tuned") if n in m.subjects]
+    models = [n for n in _state_models(m) if n != "base"]
     source = np.zeros(m.graph.n_states, dtype=bool)
     source[m.graph.sparse_edges[:, 0]] = True
     data: list[dict[str, Any]] = []
@@ -161,7 +167,7 @@ def _cells(kernel: Kernel, labels: np.ndarray) -> np.ndarray:
 
 
 def _maps(m: Material, section: Section) -> str:
-    graph, names = m.graph, [n for n in ("base", "pretrained", "tuned", "student") if n in m.subjects]
+    graph, names = m.graph, [entry.name for entry in ordered(m.subjects) if entry.own_weights]
     if graph.n_clusters > _MOST_CELLS:
         return f"<p class='missing'>{graph.n_clusters:,} clusters are too many for a heat map.</p>"
     floor = graph.epsilon / graph.cluster_size / 10
@@ -169,13 +175,14 @@ def _maps(m: Material, section: Section) -> str:
     out = []
     for n in names:
         kernel = m.subjects[n].kernel
-        cells = kernel if n == "student" else _cells(kernel, graph.clusters)
-        if n == "student":
+        hops = MODELS[n].unit == "hops"
+        cells = kernel if hops else _cells(kernel, graph.clusters)
+        if hops:
             order = np.argsort(m.student_clusters, kind="stable")
             cells = cells[np.ix_(order, order)]
         with np.errstate(divide="ignore"):
             shown = np.where(cells > 0, np.log10(np.maximum(cells, 10**low)), np.nan)
-        unit = "hop" if n == "student" else "step"
+        unit = "hop" if hops else "step"
         size = len(cells)
         texts = [
             [f"{cluster(k)} → {cluster(j)}<br>{number(float(cells[k, j]))} a {unit}" for j in range(size)]
@@ -211,7 +218,7 @@ def _maps(m: Material, section: Section) -> str:
 
 
 def _hard_table(m: Material) -> str:
-    models = [n for n in ("base", "pretrained", "guided", "tuned") if n in m.subjects]
+    models = _state_models(m)
     rows = []
     for kind, edges in m.picture.kinds.items():
         for x, y in edges:

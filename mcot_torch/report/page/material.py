@@ -1,4 +1,4 @@
-"""What the report of one run is made of, gathered once."""
+"""The material of one run's report: plain values, measured before anything is drawn."""
 
 from __future__ import annotations
 
@@ -9,26 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcot_torch.evaluation.subjects import Row, Subject
+from mcot_torch.evaluation.curves import SurvivalCurve
+from mcot_torch.evaluation.models import ordered
+from mcot_torch.evaluation.problem import Models, Problem
+from mcot_torch.evaluation.rows import ModelRow, expected_time
+from mcot_torch.evaluation.subjects import Subject
 from mcot_torch.graphs.graph import MetastableGraph
 from mcot_torch.graphs.task import Task
+from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.report.page.picture import Picture
-from mcot_torch.report.tables import expected_time
-from mcot_torch.runs.config import STAGES, Config
-from mcot_torch.runs.pipeline import Models, Problem
 
-__all__ = ["NAMES", "Cost", "Material"]
-
-NAMES = {
-    "base": "base chain",
-    "pretrained": "pretrained model",
-    "guided": "guided model",
-    "tuned": "tuned model",
-    "student": "student",
-}
-"""What the models are called in the report."""
-
-_RESULT_OF = {"pretrain": "pretrained", "search": "guided", "ppo": "tuned", "distill": "student"}
+__all__ = ["Cost", "Material"]
 
 
 @dataclass(frozen=True)
@@ -56,19 +47,26 @@ class Material:
 
     Attributes:
         name: of the run folder.
-        config, problem, models: as `load_models` gives them.
+        seed: of the run.
+        teacher: name of the model that the student learned from.
+        configuration: of the run, as text.
+        problem, models: what was posed, and what the stages made.
+        sampled: stage -> steps that it sampled; None where that is unknown.
         result: what evaluation.json holds.
         subjects: model -> what was evaluated.
         curves: model -> survival curve, as `figures.survival_figure` takes it.
     """
 
     name: str
-    config: Config
+    seed: int
+    teacher: str
+    configuration: str
     problem: Problem
     models: Models
+    sampled: dict[str, float | None]
     result: dict[str, Any]
     subjects: dict[str, Subject]
-    curves: dict[str, dict[str, Any]]
+    curves: dict[str, SurvivalCurve]
 
     @property
     def graph(self) -> MetastableGraph:
@@ -81,14 +79,14 @@ class Material:
         return self.problem.task
 
     @property
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, ModelRow]:
         """Model -> its row of evaluation.json."""
         return self.result["models"]
 
     @property
-    def teacher(self) -> str:
-        """Which model the student learned from."""
-        return "tuned" if self.config.distill.teacher == "tuned" else "pretrained"
+    def teacher_model(self) -> Reasoner | None:
+        """The reasoner that the student learned from; None where its stage has not run."""
+        return self.models.reasoner(self.teacher)
 
     @cached_property
     def found(self) -> NDArray[np.int64] | None:
@@ -98,7 +96,9 @@ class Material:
     @cached_property
     def picture(self) -> Picture:
         """The graph, drawn."""
-        told = {n: s.kernel for n, s in self.subjects.items() if n in ("base", "pretrained", "tuned")}
+        told = {
+            e.name: self.subjects[e.name].kernel for e in ordered(self.subjects) if e.unit == "steps" and e.own_weights
+        }
         return Picture(self.graph, self.task, self.found, told)
 
     @cached_property
@@ -110,24 +110,11 @@ class Material:
     @cached_property
     def costs(self) -> list[Cost]:
         """The finished stages in order."""
-        config, reasoner = self.config, self.models.pretrained
-        assert reasoner is not None
-        steps = config.pretrain.steps + config.pretrain.steps_after_cut
-        if reasoner.window > 1:
-            pretrain = steps * config.pretrain.batch_size * reasoner.window
-        else:
-            pretrain = config.pretrain.transitions * (steps if config.pretrain.data == "pairs" else 1)
-        sampled = {
-            "pretrain": pretrain,
-            "search": self.result["transitions"]["search"],
-            "ppo": self.result["transitions"]["ppo"],
-            "distill": config.distill.transitions or (1_000_000_000 if reasoner.window == 1 else 2_000_000),
-        }
         out = []
-        for stage in STAGES:
-            model = _RESULT_OF[stage]
-            if model in self.rows:
-                row = self.rows[model]
-                after = row.get("lifted_steps") if stage == "distill" else expected_time(row)
-                out.append(Cost(stage, model, sampled[stage], self.result["seconds"].get(stage), after))
+        for entry in ordered(self.rows):
+            if entry.stage is not None:
+                row = self.rows[entry.name]
+                after = row.get("lifted_steps") if entry.lifted else expected_time(row)
+                seconds = self.result["seconds"].get(entry.stage)
+                out.append(Cost(entry.stage, entry.name, self.sampled[entry.stage], seconds, after))
         return out

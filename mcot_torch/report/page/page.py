@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from mcot_torch.evaluation.models import MODELS
 from mcot_torch.report.page.charts import Chart
 from mcot_torch.report.text import escape
 
-__all__ = ["Section", "page", "plot", "table"]
+__all__ = ["Section", "page", "plot", "style", "table"]
 
 _HERE = files("mcot_torch.report.page")
 
@@ -66,6 +67,15 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def style() -> str:
+    """The style sheet, with a CSS variable for the colour of each model of the table, on light and on dark paper."""
+    colours = "".join(
+        f"  --{name}: light-dark({entry.colour}, {entry.dark_colour or entry.colour});\n"
+        for name, entry in MODELS.items()
+    )
+    return _HERE.joinpath("report.css").read_text(encoding="utf-8").replace("  /* models */\n", colours)
+
+
 def page(title: str, header: str, sections: Sequence[Section], footer: str, data: dict[str, Any] | None = None) -> str:
     """A whole page.
 
@@ -87,7 +97,7 @@ def page(title: str, header: str, sections: Sequence[Section], footer: str, data
         f'<p class="answer">{s.answer}</p>{s.body}</section>'
         for i, s in enumerate(sections, start=1)
     )
-    style, script = (_HERE.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    script = _HERE.joinpath("report.js").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -96,7 +106,7 @@ def page(title: str, header: str, sections: Sequence[Section], footer: str, data
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{style}</style>
+<style>{style()}</style>
 </head>
 <body>
 <button id="theme" type="button" aria-label="Switch between light and dark"></button>

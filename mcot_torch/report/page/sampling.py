@@ -90,7 +90,7 @@ def chain_of_thought(subject: Subject, seed: int, most_steps: int) -> Thought:
     """The walk of median length among nine; given up after `most_steps`, the first of them is shown as it stands."""
     draw = generator(seed, "report", "thought", subject.name, device=subject.device)
     start = _starts(subject.start, _WALKS, draw)
-    is_target = np.isin(np.arange(subject.n_states), subject.target)
+    is_target = subject.mask()
     walker = subject.walker(start, draw)
     blocks, hit_at, steps = [start.cpu().numpy()[:, None]], np.full(_WALKS, -1), 0
     hit_at[is_target[blocks[0][:, 0]]] = 0
@@ -113,8 +113,7 @@ def lifted_thought(student: Student, teacher: Reasoner, prm: PRM, task: Task, se
     """The lifted path of median length among nine; None where none arrives."""
     draw = generator(seed, "report", "lifted", device=teacher.device)
     start = _starts(task.start, _WALKS, draw)
-    target = torch.zeros(teacher.n_states, dtype=torch.bool, device=teacher.device)
-    target[torch.from_numpy(task.target).to(teacher.device)] = True
+    target = torch.from_numpy(task.mask()).to(teacher.device)
     paths, arrived = (x.cpu().numpy() for x in lift(student, teacher, prm, start, target, draw, 100_000))
     whole = sorted((path[path >= 0] for path in paths[arrived]), key=len)
     return Thought(whole[len(whole) // 2], True) if whole else None
@@ -144,7 +143,7 @@ def sample_routes(subject: Subject, clusters: States, seed: int, walks: int, mos
     draw = generator(seed, "report", "routes", subject.name)
     start = _starts(subject.start, walks, draw)
     walker = TableWalker(StepTable.from_scipy(sp.csr_array(subject.kernel)), start, draw)
-    is_target = np.isin(np.arange(subject.n_states), subject.target)
+    is_target = subject.mask()
     last = clusters[start.numpy()]
     sequences = [[int(k)] for k in last]
     alive = np.flatnonzero(~is_target[start.numpy()])

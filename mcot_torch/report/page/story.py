@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from mcot_torch.evaluation.models import MODELS, ordered, title
+from mcot_torch.evaluation.rows import expected_time
 from mcot_torch.report.figures import empirical_survival, stairs
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis, thinned
 from mcot_torch.report.page.costs import chain_section, cost_section, student_section
 from mcot_torch.report.page.kernels import kernel_section
-from mcot_torch.report.page.material import NAMES, Material
+from mcot_torch.report.page.material import Material
 from mcot_torch.report.page.page import Section, page, plot, table
 from mcot_torch.report.page.picture import SIZE
 from mcot_torch.report.page.values import value_section
-from mcot_torch.report.tables import expected_time
 from mcot_torch.report.text import amount, escape, interval, not_yet, number, plural, typeset
-from mcot_torch.runs.config import to_yaml
 
-__all__ = ["report"]
+__all__ = ["report_page"]
 
 
-def report(m: Material) -> str:
+def report_page(m: Material) -> str:
     """The whole page."""
     sections = [hard_steps(m), kernel_section(m), times(m), cost_section(m), student_section(m)]
     sections += [value_section(m)] if "logic" in m.result else []
     last, player = chain_section(m)
-    title = f"{m.name}: from base chain to student"
-    return page(title, _header(m), [*sections, last], _footer(m), {"player": player})
+    return page(f"{m.name}: from base chain to student", _header(m), [*sections, last], _footer(m), {"player": player})
 
 
 # ---- head and foot ----------------------------------------------------------------------------------------------
@@ -39,19 +38,19 @@ def _header(m: Material) -> str:
     graph, rows = m.graph, m.rows
     base = expected_time(rows["base"])
     rungs = []
-    for model in ("base", "pretrained", "tuned" if "tuned" in rows else "guided", "student"):
-        if model not in rows:
+    for entry in ordered(rows):
+        model, row = entry.name, rows[entry.name]
+        if not entry.own_weights and "tuned" in rows:  # guidance is in the weights by then
             continue
-        row = rows[model]
         faster = f"ε = {number(graph.epsilon)}" if model == "base" else _faster(row["speedup"])
         if row.get("lifted_steps") is not None:
             faster = f"lifted: {number(row['lifted_steps'])} steps, {_faster(row['lifted_speedup'])}"
         value = f"{number(expected_time(row))} <small>{row['unit']}</small>"
         rungs.append(
-            f'<li style="--c:var(--{model})"><span class="who">{_capital(NAMES[model])}</span><b>{value}</b>'
+            f'<li style="--c:var(--{model})"><span class="who">{_capital(entry.title)}</span><b>{value}</b>'
             f"<span>{faster}</span></li>"
         )
-    best = min((r for r in rows.items() if r[0] != "student"), key=lambda item: expected_time(item[1]))
+    best = min((n for n in rows if MODELS[n].unit == "steps"), key=lambda n: expected_time(rows[n]))
     lede = (
         f"From {typeset(m.task.description).replace(' → ', ' to the ' if 'entry' in m.task.description else ' to ')} "
         f"a chain of thought on this graph takes {number(base)} steps on average. "
@@ -61,11 +60,11 @@ def _header(m: Material) -> str:
             f"After search, reinforcement learning and distillation a student thinks it through in "
             f"{number(expected_time(rows['student']))} hops, which lift to {number(rows['student']['lifted_steps'])} steps."
         )
-    elif expected_time(best[1]) < 0.9 * base:
-        lede += f"So far the {NAMES[best[0]]} needs {number(expected_time(best[1]))}."
+    elif expected_time(rows[best]) < 0.9 * base:
+        lede += f"So far the {title(best)} needs {number(expected_time(rows[best]))}."
     else:
         lede += "So far only the chain itself has been learned."
-    where = f"{graph.n_states:,} states in {plural(graph.n_clusters, 'cluster')}, seed {m.config.seed}"
+    where = f"{graph.n_states:,} states in {plural(graph.n_clusters, 'cluster')}, seed {m.seed}"
     return (
         f'<p class="eyebrow">{escape(m.name)} · {where}</p><h1>From base chain to student</h1>'
         f'<p class="lede">{lede}</p><ul class="ladder">{"".join(rungs)}</ul>'
@@ -89,7 +88,7 @@ def _footer(m: Material) -> str:
         f"<p>Exact values are solved from each model's kernel; sampled ones are means of {walks['walks']:,} walks with "
         f"95 % intervals (evaluation seed {walks['seed']}). Theory: Kim, Wu, Lee and Suzuki, <i>Metastable Dynamics of "
         f"Chain-of-Thought Reasoning</i>, ICML 2025.</p><p>{versions}</p>"
-        f'<details class="long"><summary>Configuration of this run</summary><pre>{escape(to_yaml(m.config))}</pre></details>'
+        f'<details class="long"><summary>Configuration of this run</summary><pre>{escape(m.configuration)}</pre></details>'
     )
 
 
@@ -149,9 +148,9 @@ def times(m: Material) -> Section:
     """How long does each model take?"""
     rows = m.rows
     base = expected_time(rows["base"])
-    last = [n for n in ("pretrained", "guided", "tuned") if n in rows][-1]
+    last = [entry.name for entry in ordered(rows) if entry.unit == "steps" and entry.stage is not None][-1]
     answer = (
-        f"The base chain needs {number(base)} steps on average and the {NAMES[last]} {number(expected_time(rows[last]))}"
+        f"The base chain needs {number(base)} steps on average and the {title(last)} {number(expected_time(rows[last]))}"
         + _fewer(rows[last]["speedup"])
     )
     if "student" in rows:
@@ -238,7 +237,7 @@ def _times_table(m: Material) -> str:
         sampled = row["hitting_time_sampled"]
         cut = f" ({sampled['censored']:,} given up)" if sampled["censored"] else ""
         parameters = "–" if row["parameters"] is None else f"{row['parameters']:,}"
-        swatch = f'<span class="swatch" style="--c:var(--{n})"></span>{NAMES[n]}'
+        swatch = f'<span class="swatch" style="--c:var(--{n})"></span>{title(n)}'
         out.append(
             [swatch, row["unit"], exact, number(row["hitting_time_exact_raw"]), interval(sampled["mean"], sampled["high"]) + cut,
              f"{number(row['speedup'])}×", parameters]

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mcot_torch.report.page.material import NAMES, Material
+from mcot_torch.evaluation.models import ordered, title
+from mcot_torch.report.page.material import Material
 from mcot_torch.report.page.page import Section, table
 from mcot_torch.report.tables import rich_table
 from mcot_torch.report.text import escape, plural
@@ -24,12 +25,12 @@ def value_table(result: dict[str, Any]) -> Table:
 
 def value_section(m: Material) -> Section:
     """Does it return the right value?"""
-    lines = [(NAMES.get(name.strip(), name.strip()), *shares) for name, *shares in _lines(m.result)]
-    best = next((name for name in ("student", "tuned", "guided") if name in m.rows), None)
+    lines = [(title(name.strip()), *shares) for name, *shares in _lines(m.result)]
+    best = next((e.name for e in reversed(ordered(m.rows)) if e.knows in ("hard steps", "hops")), None)
     answer = "Before search no hard step is known, and so none that computes. "
     if best is not None and "right_value" in m.rows[best]:
         answer = (
-            f"The {NAMES[best]} returns a valid path and its value in {m.rows[best]['right_value']['share']:.1%} of cases, the pretrained "
+            f"The {title(best)} returns a valid path and its value in {m.rows[best]['right_value']['share']:.1%} of cases, the pretrained "
             f"model, which has not searched and takes every step for an easy one, in {m.rows['pretrained']['right_value']['share']:.1%}."
         )
     body = table(_HEAD, [[escape(cell) for cell in line] for line in lines], escape(_learned(m.result)))

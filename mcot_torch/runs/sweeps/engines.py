@@ -17,14 +17,16 @@ from typing import Any
 
 from mcot_torch.errors import InputError
 from mcot_torch.runs.config import Config, differences, resolve_run_dir, to_yaml
-from mcot_torch.runs.run_folder import RunFolder
-from mcot_torch.runs.sweeps.spec import Run, Sweep
+from mcot_torch.runs.folder import RunFolder
+from mcot_torch.runs.sweeps.spec import Sweep, SweepPoint
 from mcot_torch.system.files import write_text
 from mcot_torch.system.launch import child_command, child_environment
 
 __all__ = ["ENGINES", "default_jobs", "is_done", "local", "ray"]
 
-Tell = Callable[[Run, int], None]
+_TRAIN = "mcot_torch.cli:train"  # entry point of a run's process
+
+Tell = Callable[[SweepPoint, int], None]
 """Called with a run that has ended and its exit status."""
 
 
@@ -33,13 +35,13 @@ def cpus_of(config: Config) -> int:
     return config.trainer.threads * config.trainer.devices
 
 
-def default_jobs(runs: Sequence[Run]) -> int:
+def default_jobs(runs: Sequence[SweepPoint]) -> int:
     """As many runs at a time as this machine has CPUs for."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // max(cpus_of(run.config) for run in runs))
 
 
-def is_done(run: Run) -> bool:
+def is_done(run: SweepPoint) -> bool:
     """Whether a run's folder holds the end of this very run."""
     folder = RunFolder(resolve_run_dir(run.config))
     return (
@@ -58,7 +60,7 @@ def _start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as out:
         return subprocess.Popen(
-            child_command("train.py", ["--config", str(file)]),
+            child_command("train.py", ["--config", str(file)], _TRAIN),
             env={**child_environment(), "OMP_NUM_THREADS": str(cpus), **variables},
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -68,13 +70,13 @@ def _start(
         )
 
 
-def local(sweep: Sweep, runs: Sequence[Run], jobs: int, tell: Tell) -> None:
+def local(sweep: Sweep, runs: Sequence[SweepPoint], jobs: int, tell: Tell) -> None:
     """`jobs` processes at a time on this machine; several GPUs are taken in turn."""
     import torch
 
     gpus = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    waiting, running = list(runs), dict[int, tuple[Run, subprocess.Popen[bytes]]]()
+    waiting, running = list(runs), dict[int, tuple[SweepPoint, subprocess.Popen[bytes]]]()
     try:
         while waiting or running:
             for slot in sorted(set(range(jobs)) - set(running)):
@@ -96,7 +98,7 @@ def local(sweep: Sweep, runs: Sequence[Run], jobs: int, tell: Tell) -> None:
             process.wait()
 
 
-def ray(sweep: Sweep, runs: Sequence[Run], jobs: int, tell: Tell) -> None:
+def ray(sweep: Sweep, runs: Sequence[SweepPoint], jobs: int, tell: Tell) -> None:
     """Ray Tune: a trial a run. RAY_ADDRESS names a cluster, whose machines must share the folder; else Ray starts here."""
     try:
         import ray as engine

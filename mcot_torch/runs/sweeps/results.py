@@ -13,21 +13,23 @@ from rich import box
 from rich.table import Table
 
 from mcot_torch.errors import InputError
+from mcot_torch.evaluation.aggregate import SeedGroup
+from mcot_torch.evaluation.models import MODELS, made_by
+from mcot_torch.evaluation.rows import known_time
 from mcot_torch.report.compare.files import write as write_comparison
-from mcot_torch.report.compare.groups import Group, group_runs, read_run
 from mcot_torch.report.figures.parallel import parallel_figure
 from mcot_torch.report.figures.style import save
 from mcot_torch.report.text import plural
+from mcot_torch.runs.comparison import group_runs, read_run
 from mcot_torch.runs.config import resolve_run_dir
 from mcot_torch.runs.sweeps.engines import is_done
-from mcot_torch.runs.sweeps.spec import Run, Sweep
+from mcot_torch.runs.sweeps.spec import Sweep, SweepPoint
 from mcot_torch.system.files import read_json, write_text
 
-__all__ = ["Row", "collect", "compare", "last_line", "table", "write"]
+__all__ = ["SweepRow", "collect", "compare", "last_line", "table", "write"]
 
-Row = dict[str, Any]
+SweepRow = dict[str, Any]
 
-_MODELS = ("base", "pretrained", "guided", "tuned", "student")
 _SHOWN = {  # column of the terminal and the figure -> its heading
     "base_time": "base",
     "tuned_time": "tuned",
@@ -39,7 +41,7 @@ _SHOWN = {  # column of the terminal and the figure -> its heading
 }
 
 
-def collect(sweep: Sweep, failed: Collection[str] = ()) -> list[Row]:
+def collect(sweep: Sweep, failed: Collection[str] = ()) -> list[SweepRow]:
     """A row for each run: its settings, its state, and what evaluation.json says of its models.
 
     Columns: run, state ("done", "failed" for those named, else "unfinished"), a column a setting, `<model>_time` (expected steps to X_out, exact where
@@ -48,34 +50,33 @@ def collect(sweep: Sweep, failed: Collection[str] = ()) -> list[Row]:
     return [_row(run, sweep.keys, "failed" if run.name in failed else "unfinished") for run in sweep.runs]
 
 
-def _row(run: Run, keys: Sequence[str], otherwise: str) -> Row:
-    row: Row = {"run": run.name, "state": "done" if is_done(run) else otherwise}
+def _row(run: SweepPoint, keys: Sequence[str], otherwise: str) -> SweepRow:
+    row: SweepRow = {"run": run.name, "state": "done" if is_done(run) else otherwise}
     row |= {key: run.settings.get(key) for key in keys}
     if row["state"] != "done":
         return row
     result = read_json(resolve_run_dir(run.config) / "evaluation.json")
     models: Mapping[str, Any] = result["models"]
-    for name in _MODELS:
+    for name in MODELS:
         model = models.get(name, {})
-        exact, sampled = model.get("hitting_time_exact"), model.get("hitting_time_sampled") or {}
         row |= {
-            f"{name}_time": sampled.get("mean") if exact is None else exact,
+            f"{name}_time": known_time(model),
             f"{name}_speedup": model.get("speedup"),
             f"{name}_tv_max": model.get("row_tv_max"),
         }
-    row["hard_step_recall"] = models.get("guided", {}).get("hard_step_recall")
+    row["hard_step_recall"] = models.get(made_by("search").name, {}).get("hard_step_recall")
     row["seconds"] = round(sum(result["seconds"].values()), 2)
     return row
 
 
-def last_line(sweep: Sweep, run: Run) -> str:
+def last_line(sweep: Sweep, run: SweepPoint) -> str:
     """The last line that a run printed: of a failed one, its error."""
     log = sweep.folder / "logs" / f"{run.name}.txt"
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def table(sweep: Sweep, rows: Sequence[Row]) -> Table:
+def table(sweep: Sweep, rows: Sequence[SweepRow]) -> Table:
     """The terminal's table."""
     columns = _columns(sweep, rows)
     result = Table(title=f"{sweep.folder}: {len(rows)} runs", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -91,7 +92,7 @@ def table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     return result
 
 
-def _columns(sweep: Sweep, rows: Sequence[Row]) -> dict[str, str]:
+def _columns(sweep: Sweep, rows: Sequence[SweepRow]) -> dict[str, str]:
     """Column -> heading: what varies, then the results that any run has."""
     leaves = [key.rpartition(".")[2] for key in sweep.keys]
     settings = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(sweep.keys, leaves, strict=True)}
@@ -108,7 +109,7 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def write(sweep: Sweep, rows: Sequence[Row]) -> list[Path]:
+def write(sweep: Sweep, rows: Sequence[SweepRow]) -> list[Path]:
     """sweep.csv (every column, full precision), sweep.md and parallel_coordinates.png; returns what was written."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -149,7 +150,7 @@ def compare(sweep: Sweep) -> str:
     except InputError as error:  # an evaluation of an older version, or two runs that differ in nothing that counts
         return f"not compared: {error}"
     if len(groups) == 1:  # its own name would be that of one of its runs
-        groups = [Group(sweep.folder.name, groups[0].runs)]
+        groups = [SeedGroup(sweep.folder.name, groups[0].runs)]
     out = sweep.folder / "compare"
     write_comparison(groups, out)
     what = plural(len(groups), "group") + (" that differ in more than the seed" if len(groups) > 1 else " of seeds")

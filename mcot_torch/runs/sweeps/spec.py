@@ -29,7 +29,7 @@ import yaml
 from mcot_torch.errors import InputError
 from mcot_torch.runs.config import Config, parse_train
 
-__all__ = ["Run", "Sweep", "read_spec"]
+__all__ = ["Sweep", "SweepPoint", "read_spec"]
 
 Settings = dict[str, Any]
 
@@ -40,7 +40,7 @@ _LONGEST = 80  # characters of a folder's name
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepPoint:
     """One point of a sweep: the settings that tell it from the others, and the whole configuration."""
 
     name: str
@@ -54,7 +54,7 @@ class Sweep:
 
     folder: Path
     keys: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[SweepPoint, ...]
 
 
 def read_spec(path: Path) -> Sweep:
@@ -79,7 +79,7 @@ def read_spec(path: Path) -> Sweep:
         runs = []
         for name, point in zip(names, points, strict=True):
             settings = {**common, **point, "run_dir": str(folder / name), "name": name}
-            runs.append(Run(name, point, parse_train([*words, *(_word(*item) for item in settings.items())])))
+            runs.append(SweepPoint(name, point, parse_train([*words, *(_word(*item) for item in settings.items())])))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return Sweep(folder, tuple(dict.fromkeys(key for point in points for key in point)), tuple(runs))

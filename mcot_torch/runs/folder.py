@@ -1,57 +1,36 @@
-"""The folder of a run: configuration, manifest, finished stages, TensorBoard. Written whole or not at all.
+"""The folder of a run: paths, ownership, finished stages. Files are written whole or not at all.
 
 A stage is finished when its metrics.json is there, which is written last. Until then the stage's own state file lets it
-go on. TensorBoard's events are a view of the logged lines: they are rewritten from them whenever a run is taken up
-again, so that a killed run leaves neither gaps nor doubles.
+go on. `manifest.py` holds what manifest.json says, `digests.py` checks the files of a stage, `events.py` writes TensorBoard's
+events.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import subprocess
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mcot_torch.errors import InputError
 from mcot_torch.reasoners import Reasoner, save_reasoner
 from mcot_torch.runs.config import STAGES, Config, config_hash, differences, load_config, to_yaml
-from mcot_torch.runs.events import start_events
-from mcot_torch.system.files import digest, read_json, refuse_links, write_text
+from mcot_torch.runs.digests import check_digests, stage_digests
+from mcot_torch.runs.events import fresh_writer, log_line, start_events
+from mcot_torch.runs.manifest import new_manifest, read_manifest, write_manifest
+from mcot_torch.system.files import read_json, refuse_links, write_text
 from mcot_torch.system.ranks import is_first
 from mcot_torch.training.loop import Context
 from mcot_torch.training.result import Metrics
 from mcot_torch.training.state import check_history, load_state
-from mcot_torch.version import __version__
 
 __all__ = ["RunFolder"]
 
-_MANIFEST = {
-    "mcot_torch": str,
-    "python": str,
-    "packages": dict,
-    "seed": int,
-    "config_hash": str,
-    "graph": str,
-    "device": str,
-    "threads": int,
-    "created": str,
-    "calls": list,
-    "seconds": dict,
-    "pieces": dict,
-}
-_PIECES = ("model.json", "model.safetensors", "edges.csv", "graph.npz", "metrics.json")  # of a finished stage
-
 
 class RunFolder:
-    """runs/<name>, opened for one process."""
+    """The folder of one run, opened for one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Config, command: list[str], graph: str, device: str) -> RunFolder:
-        """Make the folder or take it up again, `graph` being its fingerprint.
+        """Make the folder of a new run, or open that of an earlier one to continue it; `graph` is the fingerprint of its graph.
 
         Raises:
             InputError: it holds another configuration (unless `config.overwrite`), or something that is no run.
@@ -116,49 +95,14 @@ class RunFolder:
 
     def _write_manifest(self, config: Config, command: list[str], graph: str, device: str) -> None:
         old = self.manifest() if (self.path / "manifest.json").exists() else {}
-        packages = ("torch", "numpy", "scipy", "lightning", "safetensors", "jsonargparse")
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        machine = {
-            "mcot_torch": __version__,
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in packages},
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
-        }
-        manifest = {
-            **machine,
-            "seed": config.seed,
-            "config_hash": config_hash(config),
-            "graph": graph,
-            "created": old.get("created", now),
-            "calls": [*old.get("calls", []), {"command": command, "time": now}],
-            "seconds": old.get("seconds", {}),
-            "pieces": old.get("pieces", {}),
-        }
-        for key, value in machine.items():  # a run that went on elsewhere says so
-            if old and old.get(key) != value:
-                manifest["calls"][-1].setdefault("before", {})[key] = old.get(key)
-        self._save_manifest(manifest)
+        self._save_manifest(new_manifest(old, config, command, graph, device))
 
     def _save_manifest(self, manifest: dict[str, Any]) -> None:
-        write_text(self.path / "manifest.json", json.dumps(manifest, indent=2))
+        write_manifest(self.path / "manifest.json", manifest)
 
     def manifest(self) -> dict[str, Any]:
         """manifest.json, with every field of its type."""
-        path = self.path / "manifest.json"
-        manifest = read_json(path)
-        for key, kind in _MANIFEST.items():
-            if not isinstance(manifest.get(key), kind):
-                raise InputError(
-                    f"{path}: {key} is {str(manifest.get(key))[:40]!r}, not a {kind.__name__}; the run is damaged or of an "
-                    "older version: train it again under another --name"
-                )
-        if not all(isinstance(x, (int, float)) for x in manifest["seconds"].values()):
-            raise InputError(f"{path}: seconds holds what is no number")
-        if not all(isinstance(x, dict) for x in manifest["pieces"].values()):
-            raise InputError(f"{path}: pieces holds what is no list of files")
-        return manifest
+        return read_manifest(self.path / "manifest.json")
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Note how long a stage took in this process, the first of its ranks."""
@@ -203,25 +147,16 @@ class RunFolder:
 
     def finish(self, name: str, history: list[Metrics], **summary: Any) -> None:
         """Mark a stage finished; its models must be saved before. The manifest notes the digest of each of its files."""
-        path = self.stage(name) / "metrics.json"
         text = json.dumps({**summary, "history": history}, indent=1)
-        pieces = {file: digest(self.stage(name) / file) for file in _PIECES if (self.stage(name) / file).exists()}
         manifest = self.manifest()
-        manifest["pieces"][name] = {**pieces, path.name: hashlib.sha256(text.encode()).hexdigest()}
+        manifest["pieces"][name] = stage_digests(self.stage(name), text)
         self._save_manifest(manifest)
-        write_text(path, text)
+        write_text(self.stage(name) / "metrics.json", text)
         (self.stage(name) / "state.safetensors").unlink(missing_ok=True)
 
-    def check_pieces(self, name: str) -> None:
+    def check_files(self, name: str) -> None:
         """`InputError` unless each file of a finished stage is the one that this run wrote."""
-        noted = self.manifest()["pieces"].get(name, {})
-        for file in _PIECES:
-            path = self.stage(name) / file
-            if digest(path) != noted.get(file, ""):
-                raise InputError(
-                    f"{path} is not the file that this run wrote there: its digest is not the manifest's; put that one "
-                    f"back, or delete {self.stage(name)} and let the train.py command of manifest.json make it again"
-                )
+        check_digests(self.stage(name), self.manifest()["pieces"].get(name, {}))
 
     def metrics(self, name: str) -> dict[str, Any]:
         """What `finish` wrote."""
@@ -253,9 +188,7 @@ class RunFolder:
     def writer(self) -> SummaryWriter:
         """The one event file, made anew from the logged lines when a process first asks for it."""
         if self._writer is None:
-            for file in self.path.glob("events.out.tfevents*"):
-                file.unlink()
-            self._writer = SummaryWriter(str(self.path))
+            self._writer = fresh_writer(self.path)
             start_events(self._writer, self.config(), self.manifest())
             for stage in STAGES:
                 for line in self.history(stage):
@@ -264,10 +197,7 @@ class RunFolder:
 
     def log(self, stage: str, line: Metrics) -> None:
         """Show one logged line in TensorBoard as `stage/name`, a rate as `time/stage_name`."""
-        for key, value in line.items():
-            if key != "step":
-                tag = f"time/{stage}_{key.removeprefix('time/')}" if key.startswith("time/") else f"{stage}/{key}"
-                self.writer.add_scalar(tag, value, int(line["step"]))
+        log_line(self.writer, stage, line)
 
     def close(self) -> None:
         """Flush TensorBoard's events."""
@@ -278,12 +208,3 @@ class RunFolder:
 def _source(config: Config) -> str:
     """Where the graph comes from, for people."""
     return f"that of {config.graph.path} now" if config.graph.path else "that of this version"
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that the package runs from, if it runs from one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
