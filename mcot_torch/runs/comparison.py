@@ -27,6 +27,7 @@ def read_run(path: Path) -> EvaluatedRun:
         InputError: it is unfinished, or its evaluation lacks what is compared; the line says how to go on.
     """
     folder = RunFolder(path)
+    folder.check_format()
     config = folder.config()
     for stage in config.stages:
         if not folder.is_finished(stage):

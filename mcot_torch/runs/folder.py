@@ -19,7 +19,7 @@ from mcot_torch.reasoners import Reasoner, save_reasoner
 from mcot_torch.runs.config import STAGES, Config, config_hash, differences, load_config, to_yaml
 from mcot_torch.runs.digests import check_digests, stage_digests
 from mcot_torch.runs.events import fresh_writer, log_line, start_events
-from mcot_torch.runs.manifest import new_manifest, read_manifest, write_manifest
+from mcot_torch.runs.manifest import check_format, new_manifest, read_manifest, write_manifest
 from mcot_torch.system.files import read_json, refuse_links, write_text
 from mcot_torch.system.ranks import is_first
 from mcot_torch.training.loop import Context
@@ -43,7 +43,8 @@ class RunFolder:
         """Make the folder of a new run, or open that of an earlier one to continue it; `graph` is the fingerprint of its graph.
 
         Raises:
-            InputError: it holds another configuration (unless `config.overwrite`), or something that is no run.
+            InputError: it holds another configuration (unless `config.overwrite`), a run of a newer format, or something
+                that is no run.
         """
         folder = cls(path)
         if path.exists() and not path.is_dir():
@@ -52,6 +53,7 @@ class RunFolder:
         if foreign and not (path / "config.yaml").exists():
             raise InputError(f"{path} is not empty and not a run folder; give another --run_dir")
         refuse_links(path)
+        folder.check_format()
         for half in path.rglob("*.tmp*"):  # what a killed process was writing; safetensors calls it .tmpXXXXXX
             half.unlink()
         if (path / "config.yaml").exists():
@@ -103,6 +105,10 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         """manifest.json, with every field of its type."""
         return read_manifest(self.path / "manifest.json")
+
+    def check_format(self) -> None:
+        """Raise `InputError` if the run is of a format that this version does not know."""
+        check_format(self.path / "manifest.json")
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Note how long a stage took in this process, the first of its ranks."""

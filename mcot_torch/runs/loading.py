@@ -24,6 +24,7 @@ def load_run(folder: RunFolder, device: str | None = None) -> tuple[Config, Prob
         InputError: a piece that is damaged, or that does not belong to the others, named.
     """
     refuse_links(folder.path)
+    folder.check_format()
     config = folder.config()
     folder.check_configuration(config)
     graph = MetastableGraph.load(folder.path / "graph.npz")

@@ -17,8 +17,10 @@ from mcot_torch.runs.config import Config, config_hash
 from mcot_torch.system.files import read_json, write_text
 from mcot_torch.version import __version__
 
-__all__ = ["FIELDS", "new_manifest", "read_manifest", "write_manifest"]
+__all__ = ["FIELDS", "FORMAT", "check_format", "new_manifest", "read_manifest", "write_manifest"]
 
+FORMAT = 2
+"""Format of the run folders that this version writes. A manifest of version 0.1 names no format, which means 1."""
 FIELDS = {
     "mcot_torch": str,
     "python": str,
@@ -57,6 +59,7 @@ def new_manifest(old: dict[str, Any], config: Config, command: list[str], graph:
         "git_commit": _git_commit(),
     }
     manifest = {
+        "format": FORMAT,
         **machine,
         "seed": config.seed,
         "config_hash": config_hash(config),
@@ -81,9 +84,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest.json and check that every field is of its type.
 
     Raises:
-        InputError: a file that cannot be read, or a field that is missing or of another type.
+        InputError: a file that cannot be read, a format that this version does not know, or a field that is missing or of another type.
     """
     manifest = read_json(path)
+    _refuse_unknown_format(path, manifest)
     for key, kind in FIELDS.items():
         if not isinstance(manifest.get(key), kind):
             raise InputError(
@@ -95,6 +99,28 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not all(isinstance(x, dict) for x in manifest["pieces"].values()):
         raise InputError(f"{path}: pieces holds what is no list of files")
     return manifest
+
+
+def check_format(path: Path) -> None:
+    """Raise `InputError` if a manifest.json is of a format that this version does not know.
+
+    The check comes before anything else of a run folder is read, because a newer version may write all of it otherwise. A
+    manifest that is missing or damaged in another way is left to `read_manifest`.
+    """
+    try:
+        manifest = read_json(path)
+    except InputError:
+        return
+    _refuse_unknown_format(path, manifest)
+
+
+def _refuse_unknown_format(path: Path, manifest: dict[str, Any]) -> None:
+    found = manifest.get("format", 1)
+    if type(found) is not int or not 1 <= found <= FORMAT:  # JSON's true is an int for Python
+        raise InputError(
+            f"{path}: format is {json.dumps(found)[:40]}, and this version of mcot_torch ({__version__}) reads whole numbers "
+            f"from 1 to {FORMAT}; use a newer mcot_torch, or another run folder"
+        )
 
 
 def _git_commit() -> str | None:
