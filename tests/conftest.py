@@ -138,7 +138,7 @@ def list_when_shorter(monkeypatch):
 @pytest.fixture
 def on_log(monkeypatch):
     """call -> it is called with (stage, line) right after a run folder logs a line."""
-    from mcot_torch.runs.run_folder import RunFolder as Home
+    from mcot_torch.runs.folder import RunFolder as Home
 
     log = Home.log
 

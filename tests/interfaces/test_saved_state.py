@@ -119,12 +119,24 @@ def test_state_of_search(graph, reasoner, context, tmp_path):
     with pytest.raises(Stopped):
         mt.search(reasoner, mt.Scales.of(graph, 0.1), mt.SearchConfig(rounds=12), context)
     tensors, meta = read(tmp_path)
-    assert shapes(tensors) == {"coverage": (16,)}
-    assert tensors["coverage"].dtype == torch.int64
-    assert sorted(meta) == ["done", "history", "transitions", "votes"]
-    assert meta["done"] == 4
+    # As in every other stage since format 2; version 0.1 kept votes and counts in the JSON of its file.
+    votes = tensors["extra.votes"]  # a row each: from, to, rounds that found the step
+    assert shapes(tensors) == {"extra.coverage": (16,), "extra.votes": (len(votes), 3), "extra.cost": (3,)}
+    assert len(votes) > 0
+    assert {x.dtype for x in tensors.values()} == {torch.int64}
+    assert sorted(meta) == META
+    assert (meta["step"], meta["total"]) == (4, 12)
     assert [sorted(line) for line in meta["history"]] == [["edges", "step", "transitions"]]
-    assert all(len(vote) == 3 for vote in meta["votes"])  # from, to, rounds that found the step
+    assert tensors["extra.cost"].tolist()[0] == meta["history"][0]["transitions"]
+
+
+def test_state_of_search_of_version_0_1_is_refused_in_one_line(graph, reasoner, context, tmp_path):
+    meta = {"transitions": 10, "done": 4, "history": [], "votes": [[0, 5, 2]]}
+    save_file({"coverage": torch.zeros(16, dtype=torch.int64)}, tmp_path / "state.safetensors", {"json": json.dumps(meta)})
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(mt_errors.InputError, match=r"state\.safetensors is of another version; delete it$"):
+        mt.search(reasoner, mt.Scales.of(graph, 0.1), mt.SearchConfig(rounds=12), context)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(
