@@ -191,7 +191,7 @@ def state(data: st.DataObject, home: Path) -> None:
     context = Context(0, path.parent, TrainerConfig(accelerator="cpu", progress=False))
     model = LinearReasoner(graph.n_states)
     if which == "search":
-        search(model, scales, SearchConfig(rounds=1, walks=1, cover_steps=1, max_steps=2, min_votes=1), context)
+        search(model, scales, SearchConfig(rounds=4, walks=1, cover_steps=1, max_steps=2, min_votes=1), context)
     else:
         with suppress(Asked):
             ppo(model, Asking(graph.n_states, torch.zeros(0, 2)), scales, PPOConfig(gamma=0.5, rounds=4), context)
