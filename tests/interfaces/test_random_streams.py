@@ -186,11 +186,10 @@ def test_streams_of_the_algorithms_called_one_by_one(small, streams):
     reasoner = mt.LinearReasoner(graph.n_states)
     config = mt.PretrainConfig(data="pairs", transitions=1_000_000, steps=60, steps_after_cut=2)
     mt.pretrain(reasoner, graph, config, context)
-    found = mt.search(reasoner, scales, mt.SearchConfig(rounds=8), context)
-    prm = mt.PRM.from_search(graph.n_states, found.edges)
+    prm = mt.search(reasoner, scales, mt.SearchConfig(rounds=8), context).model
     mt.ppo(reasoner, prm, scales, mt.PPOConfig(rounds=2, transitions=1000, path_length=10), context)
     settings = mt.DistillConfig(transitions=100_000, path_length=20, steps=20, student="transformer")
-    student, _ = mt.distill(reasoner, prm, scales, settings, context)
+    student = mt.distill(reasoner, prm, scales, settings, context).model
     draw = torch.Generator().manual_seed(seed_of("my own"))
     target = torch.zeros(graph.n_states, dtype=torch.bool)
     target[torch.from_numpy(task.target)] = True

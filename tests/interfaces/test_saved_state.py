@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import mcot_torch as mt
+from mcot_torch.errors import InputError
 
 STATES, WIDTH = 16, 8
 WEIGHTS = {  # in the order of the optimiser's slots
@@ -132,9 +134,11 @@ def test_state_of_search(graph, reasoner, context, tmp_path):
 
 def test_state_of_search_of_version_0_1_is_refused_in_one_line(graph, reasoner, context, tmp_path):
     meta = {"transitions": 10, "done": 4, "history": [], "votes": [[0, 5, 2]]}
-    save_file({"coverage": torch.zeros(16, dtype=torch.int64)}, tmp_path / "state.safetensors", {"json": json.dumps(meta)})
+    save_file(
+        {"coverage": torch.zeros(16, dtype=torch.int64)}, tmp_path / "state.safetensors", {"json": json.dumps(meta)}
+    )
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(mt_errors.InputError, match=r"state\.safetensors is of another version; delete it$"):
+    with pytest.raises(InputError, match=r"state\.safetensors is of another version; delete it$"):
         mt.search(reasoner, mt.Scales.of(graph, 0.1), mt.SearchConfig(rounds=12), context)
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
