@@ -71,12 +71,14 @@ class PRM:
 
     def scores(self, device: torch.device | str = "cpu", draw: torch.Generator | None = None) -> Tensor:
         """(N, N) float64: 1 on the known hard steps, 0 elsewhere, plus this call's noise, drawn from `draw` if given."""
-        matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64)
-        matrix[self.edges[:, 0], self.edges[:, 1]] = 1.0
-        if self.noise > 0:
-            source = draw or self._generator
-            noise = torch.randn(matrix.shape, dtype=torch.float64, generator=source, device=source.device)
-            matrix += self.noise * noise.cpu()
+        if (
+            self.noise == 0
+        ):  # made where it is used: PPO asks once a round, and copying N² numbers takes longer than the round
+            return self.mask(device).double()
+        matrix = self.mask().double()
+        source = draw or self._generator
+        noise = torch.randn(matrix.shape, dtype=torch.float64, generator=source, device=source.device)
+        matrix += self.noise * noise.cpu()
         return matrix.to(device)
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:

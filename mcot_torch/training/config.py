@@ -19,7 +19,7 @@ class TrainerConfig:
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the training; "auto" is "ddp" for more than one."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Of the network; bf16-mixed is faster on a GPU and costs about a tenth on the hard steps. Exact values are float64."""
+    """Of the network; bf16-mixed (its speed is untested on a GPU) costs about a tenth on the hard steps. Exact values are float64."""
     threads: int = 1
     """CPU threads of torch; more than one is often slower for models this small."""
     deterministic: bool = False
