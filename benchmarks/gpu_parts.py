@@ -164,7 +164,7 @@ def _run(told: Told, device: str, name: str, words: list[str], compare: bool = T
     import torch
 
     from mcot_torch.cli import train
-    from mcot_torch.runs.run_folder import RunFolder
+    from mcot_torch.runs.folder import RunFolder
 
     seconds["imports"] = round(time.perf_counter() - begin, 2)
     told.tell(seconds=seconds)
@@ -248,7 +248,7 @@ def _watching_hard_steps(told: Told) -> Iterator[None]:
 
     import mcot_torch.algorithms.pretrain as home
     import mcot_torch.runs.pipeline as pipeline
-    from mcot_torch.runs.run_folder import RunFolder
+    from mcot_torch.runs.folder import RunFolder
     from mcot_torch.sampling.datasets import CountData
 
     known: dict[str, Any] = {}
