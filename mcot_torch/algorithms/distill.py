@@ -73,6 +73,8 @@ def distill(
     draw = rank_generator(context.seed, "distill", device=teacher.device)
     found = label_states(teacher, prm, scales, config.label_walks, draw)
     recorded = transition_counts(teacher, n_walkers, config.path_length, draw)
+    n_clusters = len(found.representatives)
+    beta = time_scale(recorded, prm, n_clusters) if config.beta is None else config.beta
     pairs = cluster_counts(recorded.successors, recorded.counts, found.labels)
     student = fresh_student(config.student, teacher, pairs, found, context.seed)
     states, clusters, seen = count_batch(pairs, dtype=torch.float64)
@@ -88,7 +90,6 @@ def distill(
             loop.set_learning_rate(rate)
             optimizer.step()
             loop.finish(step, {"loss": loss, "learning_rate": rate})
-    beta = time_scale(recorded, prm, student.n_states) if config.beta is None else config.beta
     student.beta.fill_(beta)
     n_recorded = n_walkers * config.path_length
     sampling = n_recorded if teacher.window > 1 else teacher.n_states
