@@ -34,7 +34,7 @@ from mcot_torch.sampling.attempts import TransitionCounts
 from mcot_torch.sampling.datasets import count_batch
 from mcot_torch.system.randomness import generator
 from mcot_torch.system.ranks import on_first_rank, rank_generator
-from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.loop import Context, TrainingLoop, cosine, with_trainer_settings
 from mcot_torch.training.result import Cost, Result
 
 __all__ = ["DistillConfig", "Labels", "cluster_counts", "distill", "label_states"]
@@ -43,6 +43,7 @@ _BLOCK = 64  # steps between two looks for walkers that arrived
 _HEAD_WALKS = 33  # walks that decide whether two heads lie in one cluster: few heads, and much hangs on them
 
 
+@with_trainer_settings
 def distill(
     teacher: Reasoner,
     prm: PRM,
@@ -92,10 +93,8 @@ def distill(
             loop.finish(step, {"loss": loss, "learning_rate": rate})
     student.beta.fill_(beta)
     n_recorded = n_walkers * config.path_length
-    sampling = n_recorded if teacher.window > 1 else teacher.n_states
-    cost = Cost(
-        found.transitions + n_recorded, found.transitions + sampling + config.steps * student.n_states, config.steps
-    )
+    passes = found.forward_passes + (teacher.n_states if teacher.window == 1 else n_recorded)
+    cost = Cost(found.transitions + n_recorded, passes + config.steps * student.n_states, config.steps)
     return Result(student, loop.history, cost)
 
 
@@ -110,11 +109,13 @@ class Labels:
         labels: (N,) int64, cluster of each state, 0 .. K - 1.
         representatives: (K,) int64, S_o.
         transitions: steps walked to find them.
+        forward_passes: contexts predicted for those walks.
     """
 
     labels: Tensor
     representatives: Tensor
     transitions: int
+    forward_passes: int
 
 
 @on_first_rank
@@ -136,8 +137,9 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
     policy = avoid(prm.edges.to(device), reasoner)
     cover = scales.cover_steps
     heads = torch.unique(prm.edges[:, 1]).to(device)
-    transitions = 0
+    transitions, n_tables = 0, 1
     while True:
+        n_tables += 1
         first = torch.full((n, n_walks), -1, dtype=torch.int64, device=device)
         first[heads] = heads[:, None]
         is_head = torch.zeros(n, dtype=torch.bool, device=device)
@@ -176,7 +178,8 @@ def label_states(reasoner: Reasoner, prm: PRM, scales: Scales, n_walks: int, dra
     labels = votes.argmax(1)
     representatives = torch.stack([heads[group_of[heads] == k].min() for k in range(votes.shape[1])])
     order = representatives.argsort()
-    return Labels(order.argsort()[labels], representatives[order], transitions)
+    passes = n_tables * n if reasoner.window == 1 else transitions
+    return Labels(order.argsort()[labels], representatives[order], transitions, passes)
 
 
 def cluster_counts(after: Tensor, counts: Tensor, labels: Tensor) -> Tensor:

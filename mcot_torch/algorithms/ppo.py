@@ -25,7 +25,7 @@ from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.linear import LinearReasoner
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.system.blocks import rows_at_once
-from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.loop import Context, TrainingLoop, cosine, with_trainer_settings
 from mcot_torch.training.result import Cost, Metrics, Result
 
 __all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", "sign_ascent", "surrogate_of_rollout"]
@@ -33,6 +33,7 @@ __all__ = ["PPOConfig", "clipped_surrogate", "entropy", "kl_divergence", "ppo", 
 _MOST_SOLVED = 4096  # states of which the optimum of a discounted reward is solved for, a few (N, N) systems
 
 
+@with_trainer_settings
 def ppo(
     reasoner: Reasoner,
     prm: PRM,
@@ -87,27 +88,31 @@ def ppo(
             with loop.autocast():
                 rollout = sampler.sample(draw)
                 old = log_probs_in_blocks(reasoner, rollout.states)
+            contexts = reasoner.n_states if reasoner.window == 1 else rollout.n_samples
+            loop.count_passes(4 * contexts)  # to sample; the old policy twice; the reference
             rate = config.learning_rate * cosine(round_number, loop.total)
             loop.set_learning_rate(rate)
-            # The whole rollout normalises, not the minibatch. Ranks are averaged, so that each counts as all of them.
+            # The loss of a minibatch is its share of the mean over the rollout, times the number of minibatches. Gradients are
+            # averaged over the ranks, each of which holds a part of the rollout, so that the factor n_ranks makes the sum.
             scale = config.minibatches * loop.n_ranks / rollout.n_samples
             for rows in minibatches(len(old), config.epochs, config.minibatches, draw):
-                if config.target_kl is not None and mean_kl(reasoner, rollout, old, rows, loop) > config.target_kl:
-                    break
+                if config.target_kl is not None:
+                    loop.count_passes(contexts // config.minibatches)
+                    if mean_kl(reasoner, rollout, old, rows, loop) > config.target_kl:
+                        break
                 losses = losses_in_blocks(reasoner, rollout, old, rows, scale, config.clip, config.entropy_coefficient)
                 loop.backward(losses)
                 optimizer.step()
+                loop.count_passes(contexts // config.minibatches)
             metrics: Metrics = {}
             if loop.logs(round_number):
                 metrics = {"learning_rate": rate, "env_steps": sampler.n_samples}
                 with loop.autocast():
                     metrics |= round_metrics(reasoner, reference, rollout, old, config.clip, loop)
-                if not (config.entropy_coefficient or prm.noise):
-                    metrics |= distance_to_optimum(reasoner, sampler, rollout.states, loop)
+                    if not (config.entropy_coefficient or prm.noise):
+                        metrics |= distance_to_optimum(reasoner, sampler, rollout.states, loop)
             loop.finish(round_number, metrics, n_samples=rollout.n_samples)
-    contexts = config.rounds * (reasoner.n_states if reasoner.window == 1 else n_walkers * path_length)
-    passes = contexts * (3 + config.epochs)  # sampling, old policy, reference, and one for each epoch
-    return Result(reasoner, loop.history, Cost(sampler.n_samples, passes, config.rounds))
+    return Result(reasoner, loop.history, Cost(sampler.n_samples, loop.forward_passes, config.rounds))
 
 
 # ---- what is sampled and what it earns --------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def losses_in_blocks(
         entropy_coefficient: weight of the entropy bonus.
     """
     for block in blocks(reasoner, rows):
-        # All contexts at once keep their own order, for which the sampled cells are known.
+        # A minibatch of all contexts needs no shuffling, and the cells sampled in them are cached in the rollout.
         part, before = (rollout, old) if len(block) == len(old) else (rollout.rows(block), old[block])
         log_p = reasoner.successor_log_probs(part.states)
         loss = -surrogate_of_rollout(log_p, before, part, clip) * scale

@@ -20,7 +20,7 @@ from mcot_torch.sampling.datasets import Batch, CountData, PairData, PathData
 from mcot_torch.sampling.walks import StepTable
 from mcot_torch.system.blocks import rows_at_once
 from mcot_torch.system.machine import compiled
-from mcot_torch.training.loop import Context, TrainingLoop, cosine
+from mcot_torch.training.loop import Context, TrainingLoop, cosine, with_trainer_settings
 from mcot_torch.training.result import Cost, Result
 
 __all__ = ["PretrainConfig", "negative_log_likelihood", "pretrain"]
@@ -30,6 +30,7 @@ TrainingData = CountData | PairData | PathData
 _CUT_BATCHES = 64  # batches of paths whose contexts decide the cut
 
 
+@with_trainer_settings
 def pretrain(
     reasoner: Reasoner,
     graph: MetastableGraph,
@@ -71,14 +72,17 @@ def pretrain(
     with TrainingLoop("pretrain", len(data), context, config.log_every, model=reasoner, optimizer=optimizer) as loop:
         for step in loop:
             if step == config.steps:
-                cut(reasoner, data, threshold, loop)
-            losses = losses_in_blocks(reasoner, data[step], loop.mean, loss_of_block)
+                with loop.autocast():
+                    cut(reasoner, data, threshold, loop)
+            batch = data[step]
+            losses = losses_in_blocks(reasoner, batch, loop.mean, loss_of_block)
             loss = loop.backward(losses, clip_norm=1.0 if reasoner.window > 1 else None)
             rate = full_rate * (cosine(step, loop.total) if config.optimizer == "adam" else 1.0)
             loop.set_learning_rate(rate)
             optimizer.step()
             if step + 1 == loop.total:
-                cut(reasoner, data, threshold, loop)
+                with loop.autocast():
+                    cut(reasoner, data, threshold, loop)
             loop.finish(step, {"loss": loss, "learning_rate": rate})
     n_cuts = 2 if config.steps_after_cut else 1
     return Result(reasoner, loop.history, cost_of(reasoner, data, n_cuts))
@@ -109,12 +113,12 @@ def default_learning_rate(reasoner: Reasoner, optimizer: str) -> float:
 
 
 def cost_of(reasoner: Reasoner, data: TrainingData, n_cuts: int) -> Cost:
-    """Cost of all steps on `data`, and of the paths on which the cuts of a longer window are decided."""
+    """Cost of all steps on `data` and of the cuts; a longer window samples fresh paths for each cut."""
     steps = len(data)
     if isinstance(data, PathData):
         contexts = data.batch_size * data.length * (steps + n_cuts * _CUT_BATCHES)
         return Cost(contexts, contexts, steps)
-    return Cost(data.transitions, steps * reasoner.n_states, steps)
+    return Cost(data.transitions, (steps + n_cuts) * reasoner.n_states, steps)
 
 
 # ---- the loss ---------------------------------------------------------------------------------------------------

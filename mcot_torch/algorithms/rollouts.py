@@ -45,7 +45,7 @@ __all__ = [
 class Rollout:
     """B × T contexts and what was sampled after each; of several ranks each holds its part, the last three are of all.
 
-    The S steps of a context are those that the policy lists (`Reasoner.lists`), or all N.
+    The S steps of a context are those that the policy lists (`Support.successors`), or all N.
 
     Attributes:
         states: (B, T) int64, contexts.

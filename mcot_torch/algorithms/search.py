@@ -28,7 +28,7 @@ from mcot_torch.reasoners.support import Policy
 from mcot_torch.reasoners.walks import walker
 from mcot_torch.system.randomness import generator
 from mcot_torch.system.ranks import on_first_rank
-from mcot_torch.training.loop import Context, TrainingLoop
+from mcot_torch.training.loop import Context, TrainingLoop, with_trainer_settings
 from mcot_torch.training.result import Cost, Result
 
 __all__ = ["SearchConfig", "resolve_search", "search"]
@@ -36,6 +36,7 @@ __all__ = ["SearchConfig", "resolve_search", "search"]
 _BLOCK = 256  # steps between two looks for walks that left
 
 
+@with_trainer_settings
 def search(
     reasoner: Reasoner,
     scales: Scales,
@@ -59,13 +60,16 @@ def search(
         a line for each chunk of rounds (rounds, transitions, edges); the cost.
     """
     config, context = resolve_search(config or SearchConfig(), scales), context or Context()
-    assert config.rounds
+    assert config.rounds and config.walks and config.cover_steps and config.max_steps
     one_by_one = config.mode == "rl"
     chunk = 1 if one_by_one else scales.n_clusters
     votes = Votes(reasoner.n_states, config.min_votes, reasoner.device)
     model = reasoner if one_by_one else None
 
-    with TrainingLoop("search", config.rounds, context, model=model, extra=votes, stride=chunk) as loop:
+    unprobed = replace(context, probe=None)  # what search logs does not need the truth
+    with TrainingLoop(
+        "search", config.rounds, unprobed, model=model, extra=votes, stride=chunk, always_save=True
+    ) as loop:
         for first in loop:
             n_rounds = min(chunk, loop.total - first)
             draw = generator(context.seed, "search", first, device=reasoner.device)
@@ -73,7 +77,9 @@ def search(
             starts = torch.multinomial(least, n_rounds, replacement=True, generator=draw)
             known = votes.edges()
             policy = avoid(known, reasoner) if one_by_one and len(known) else None
-            found, clusters, transitions = search_rounds(reasoner, starts, config, draw, policy)
+            found, clusters, transitions = search_rounds(
+                reasoner, starts, config.walks, config.cover_steps, config.max_steps, draw, policy
+            )
             votes.count(found, clusters)
             votes.cost += Cost(transitions, passes(reasoner, transitions), n_rounds)
             edges = votes.edges()
@@ -112,34 +118,44 @@ def estimate_cluster(visited: Tensor) -> Tensor:
 def search_rounds(
     reasoner: Reasoner,
     starts: Tensor,
-    config: SearchConfig,
+    n_walks: int,
+    cover_steps: int,
+    max_steps: int,
     draw: torch.Generator,
     policy: Policy | None = None,
 ) -> tuple[list[set[tuple[int, int]]], Tensor, int]:
-    """Several rounds at once, one from each of the (R,) `starts`.
+    """Run several rounds at once, one from each start.
+
+    Args:
+        reasoner: walked on.
+        starts: (R,) int64, X_0 of each round.
+        n_walks: N, walks of a round.
+        cover_steps: T_0, steps that collect Ĉ.
+        max_steps: T_max, steps after which a walk that has not left is given up.
+        draw: generator on the reasoner's device.
+        policy: changes the reasoner's predictions.
 
     Returns:
         For each round the steps by which its walks left Ĉ; Ĉ (R, N) bool; the transitions walked in all.
     """
-    assert config.walks and config.cover_steps and config.max_steps
-    n_rounds, n_walks, device = len(starts), config.walks, reasoner.device
+    n_rounds, device = len(starts), reasoner.device
     walkers = walker(reasoner, starts.repeat_interleave(n_walks), draw, policy)
     visited = torch.zeros(n_rounds * n_walks, reasoner.n_states, dtype=torch.bool, device=device)
     visited.scatter_(1, walkers.states[:, None], True)
-    for first in range(0, config.cover_steps, _BLOCK):
-        visited.scatter_(1, walkers.advance(min(_BLOCK, config.cover_steps - first)), True)
+    for first in range(0, cover_steps, _BLOCK):
+        visited.scatter_(1, walkers.advance(min(_BLOCK, cover_steps - first)), True)
     cluster = estimate_cluster(visited.view(n_rounds, n_walks, -1))  # (R, S)
-    transitions = n_rounds * n_walks * config.cover_steps
+    transitions = n_rounds * n_walks * cover_steps
 
     rounds = torch.arange(n_rounds, device=device).repeat_interleave(n_walks)
     inside = cluster[rounds, walkers.states]
     walkers.keep(inside)
     rounds = rounds[inside]
     found: list[set[tuple[int, int]]] = [set() for _ in range(n_rounds)]
-    done = config.cover_steps
-    while done < config.max_steps and len(rounds):
+    done = cover_steps
+    while done < max_steps and len(rounds):
         last = walkers.states
-        path = walkers.advance(min(_BLOCK, config.max_steps - done))  # (W, block)
+        path = walkers.advance(min(_BLOCK, max_steps - done))  # (W, block)
         outside = ~cluster[rounds[:, None], path]
         left = outside.any(dim=1)
         exit_at = outside.to(torch.uint8).argmax(dim=1)

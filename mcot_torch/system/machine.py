@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["compiled", "keep_memory", "settings", "settle"]
+__all__ = ["compiled", "keep_memory", "settle", "torch_settings"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -27,12 +27,13 @@ def settle(threads: int) -> None:
 
 
 @contextmanager
-def settings(threads: int, deterministic: bool) -> Iterator[None]:
+def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
     """Use so many CPU threads of torch, and deterministic kernels if asked; both are restored at the end.
 
     cuBLAS is deterministic only with a workspace that `CUBLAS_WORKSPACE_CONFIG` names before CUDA is first used.
     """
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    n_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
     if deterministic:
@@ -41,11 +42,11 @@ def settings(threads: int, deterministic: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
+        torch.set_num_threads(n_threads)
         if deterministic:
-            torch.use_deterministic_algorithms(before[1])
+            torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
             if workspace is None:
-                del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def keep_memory() -> bool:

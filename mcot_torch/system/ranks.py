@@ -1,7 +1,7 @@
 """Several processes (ranks) that train one model: who this one is, its share of the work, what all must agree on.
 
 Every rank runs the same program. Walkers are shared out and their counts summed; each rank takes the gradient on its own
-rows of the counts, or on its own paths, and Lightning averages the gradients. Only the first rank writes and prints. With
+rows of the counts, or on its own paths, and `average_gradients` averages them. Only the first rank writes and prints. With
 one process every function here gives back what it was given, so that no stage asks how many there are.
 
 The processes come from `launch.py`, from torchrun or from srun; `joined` makes a group of them.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
@@ -27,6 +27,7 @@ from mcot_torch.system.randomness import generator
 
 __all__ = [
     "any_of",
+    "average_gradients",
     "barrier",
     "broadcast",
     "from_first",
@@ -181,6 +182,24 @@ def _reduced(x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     x = x.detach().clone()
     dist.all_reduce(x, operation)
     return x
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the ranks, in one all-reduce for each dtype.
+
+    A parameter without a gradient counts as gradient 0 on this rank; it stays without one if no rank has any.
+    """
+    if world_size() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    for dtype in dict.fromkeys(p.dtype for p in trained):
+        same = [p for p in trained if p.dtype == dtype]
+        known = torch.tensor([float(p.grad is not None) for p in same], dtype=dtype, device=same[0].device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
+        averaged = mean(torch.cat([known, *(g.reshape(-1) for g in gradients)]))
+        known, *parts = averaged.split([len(same), *(p.numel() for p in same)])
+        for p, part, any_known in zip(same, parts, known.tolist(), strict=True):
+            p.grad = part.view_as(p).clone() if any_known else None
 
 
 def any_of(*flags: bool) -> list[bool]:

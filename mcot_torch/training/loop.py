@@ -15,6 +15,7 @@ the numbers of a run that was left alone.
 
 from __future__ import annotations
 
+import inspect
 import math
 import signal
 import threading
@@ -22,9 +23,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,26 +34,29 @@ from torch import Tensor
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.system.files import READ_ERRORS
-from mcot_torch.system.machine import settings
+from mcot_torch.system.machine import torch_settings
 from mcot_torch.system.progress import Bar, progress_bar
 from mcot_torch.system.ranks import (
     any_of,
+    average_gradients,
     barrier,
     broadcast,
     from_first,
     is_first,
     largest,
+    mean,
     rank_generator,
     total,
     world_size,
 )
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.devices import devices_of
+from mcot_torch.training.precision import autocast_of
 from mcot_torch.training.result import Metrics
 from mcot_torch.training.state import check_tensors, load_state, save_state, unreadable, with_prefix
 
-__all__ = ["Checkpointed", "Context", "TrainingLoop", "cosine"]
+__all__ = ["Checkpointed", "Context", "TrainingLoop", "cosine", "with_trainer_settings"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -72,6 +77,22 @@ class Context:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     probe: Callable[[Reasoner], Metrics] | None = None
     report: Callable[[Metrics], None] | None = None
+
+
+def with_trainer_settings(algorithm: Callable[P, T]) -> Callable[P, T]:
+    """Decorate an algorithm so that all of it, sampling too, runs with the threads and determinism of its `context`.
+
+    They are restored when the algorithm ends.
+    """
+    signature = inspect.signature(algorithm)
+
+    @wraps(algorithm)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        context = signature.bind(*args, **kwargs).arguments.get("context") or Context()
+        with torch_settings(context.trainer.threads, context.trainer.deterministic):
+            return algorithm(*args, **kwargs)
+
+    return wrapper
 
 
 class Checkpointed(Protocol):
@@ -96,11 +117,13 @@ class TrainingLoop:
         optimizer: its optimiser, saved with each checkpoint.
         extra: further state that belongs into a checkpoint.
         stride: steps that one pass of the loop does.
+        always_save: save a checkpoint after every pass of the loop, because a pass is long.
 
     Attributes:
         step: steps finished so far, also before a restart.
         total: number of steps.
         history: logged lines, also from before a restart.
+        forward_passes: contexts predicted so far, as told to `count_passes`; also from before a restart.
     """
 
     def __init__(
@@ -114,17 +137,20 @@ class TrainingLoop:
         optimizer: torch.optim.Optimizer | None = None,
         extra: Checkpointed | None = None,
         stride: int = 1,
+        always_save: bool = False,
     ) -> None:
         self.name, self.total, self.context, self.log_every = name, total, context, log_every
-        self.model, self.optimizer, self.extra, self.stride = model, optimizer, extra, stride
-        self.step = 0
+        self.model, self.optimizer, self.extra = model, optimizer, extra
+        self.stride, self.always_save = stride, always_save
+        self.step = self.forward_passes = 0
         self.history: list[Metrics] = []
         self._saved_step = -1
         self._saved_at = self._logged_at = time.monotonic()
         self._samples = 0
         self._first_bad: Tensor | None = None
-        self._stop_requested = False
+        self._stop_requested = self._in_step = False
         self._bar: Bar | None = None
+        self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
         self._exit = ExitStack()
 
     # ---- entering, iterating, leaving ---------------------------------------------------------------------------
@@ -132,8 +158,7 @@ class TrainingLoop:
     def __enter__(self) -> Self:
         trainer = self.context.trainer
         with ExitStack() as stack:
-            stack.enter_context(settings(trainer.threads, trainer.deterministic))
-            self._devices = devices_of(trainer, self.device)
+            stack.enter_context(torch_settings(trainer.threads, trainer.deterministic))
             if self.model is not None:
                 broadcast(list(self.model.parameters()))
             self._restore()
@@ -147,17 +172,26 @@ class TrainingLoop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._exit:
-            if kind is None and self.step != self._saved_step:  # left by `break`
+            if kind is not None:
+                return
+            if self._in_step:
+                raise self._unfinished()
+            if self.step != self._saved_step:  # left by `break`, on all ranks
                 self._save()
-        if kind is None and self._stop_requested:  # a signal during the last step
+            (stop,) = any_of(self._stop_requested)  # a signal after the last look for one
+        if stop:
             raise KeyboardInterrupt
 
     def __iter__(self) -> Iterator[int]:
         """Step numbers from the last checkpoint on; the body ends with `finish`."""
-        while (step := self.step) < self.total:
-            yield step
-            if self.step == step:
-                raise RuntimeError(f"step {step} of {self.name} ended without loop.finish({step}, ...)")
+        while self.step < self.total:
+            self._in_step = True
+            yield self.step
+            if self._in_step:
+                raise self._unfinished()
+
+    def _unfinished(self) -> RuntimeError:
+        return RuntimeError(f"step {self.step} of {self.name} ended without loop.finish({self.step}, ...)")
 
     def _request_stop(self) -> None:
         if self._stop_requested:
@@ -173,7 +207,9 @@ class TrainingLoop:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context manager in which predictions are made in the precision of the trainer; `backward` enters it itself."""
-        return self._devices.autocast()
+        if self._autocast is None:
+            self._autocast = autocast_of(self.context.trainer.precision, self.device)
+        return self._autocast()
 
     def generator(self, *name: str | int) -> torch.Generator:
         """The generator of (seed, stage, *name) on the model's device; each rank has a stream of its own."""
@@ -209,8 +245,8 @@ class TrainingLoop:
                 break
             part.backward()
             parts.append(part.detach())
-        self._devices.average_gradients(self.model.parameters())
-        loss = self._devices.average(torch.stack(parts).sum())
+        average_gradients(self.model.parameters())
+        loss = mean(torch.stack(parts).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm or torch.inf)
         self._note_non_finite(loss, norm)
         if loss.device.type == "cpu":
@@ -223,7 +259,7 @@ class TrainingLoop:
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean of a tensor over the ranks; the tensor itself where there is one rank."""
-        return self._devices.average(x)
+        return mean(x)
 
     def largest(self, x: Tensor) -> Tensor:
         """Elementwise maximum of a tensor over the ranks; the tensor itself where there is one rank."""
@@ -246,6 +282,10 @@ class TrainingLoop:
         if self._first_bad is None:
             self._first_bad = torch.zeros_like(now)
         self._first_bad = torch.where(self._first_bad.isfinite().all() & ~now.isfinite().all(), now, self._first_bad)
+
+    def count_passes(self, contexts: int) -> None:
+        """Add contexts for which a model computed its predictions, on all ranks together; see `Cost.forward_passes`."""
+        self.forward_passes += contexts
 
     def check_finite(self) -> None:
         """Raise `NonFiniteError` if the loss or the gradient of a step so far was not finite."""
@@ -278,15 +318,21 @@ class TrainingLoop:
         Raises:
             KeyboardInterrupt: SIGINT or SIGTERM came on any rank; the checkpoint has been saved.
         """
+        if step != self.step:
+            raise RuntimeError(f"loop.finish({step}, ...) in step {self.step} of {self.name}")
         due_log = self.logs(step)
-        self.step = min(step + self.stride, self.total)
+        self.step, self._in_step = min(step + self.stride, self.total), False
         self._samples += n_samples or 0
         if due_log:
             self._log(metrics, rate=n_samples is not None)
         if self._bar is not None:
             self._bar.update(self.step, note)
         # The last step is always saved, because no later step looks for a signal.
-        due = self.step == self.total or time.monotonic() - self._saved_at > self.context.trainer.save_every
+        due = (
+            self.step == self.total
+            or self.always_save
+            or time.monotonic() - self._saved_at > self.context.trainer.save_every
+        )
         stop, due = any_of(self._stop_requested, due)
         if stop or due:
             self._save()
@@ -298,7 +344,8 @@ class TrainingLoop:
         line: Metrics = {"step": self.step}
         line |= {key: x.item() if isinstance(x, Tensor) else x for key, x in metrics.items()}
         if self.context.probe is not None and self.model is not None:
-            line |= self.context.probe(self.model)
+            with self.autocast():
+                line |= self.context.probe(self.model)
         self.history.append(line)
         now = time.monotonic()
         if self.context.report is not None:
@@ -328,7 +375,8 @@ class TrainingLoop:
         if self.extra is not None:
             tensors |= {f"extra.{key}": value for key, value in self.extra.state_dict().items()}
         if is_first():
-            save_state(self.checkpoint, tensors, {"step": self.step, "total": self.total, "history": self.history})
+            names = ("step", "total", "forward_passes", "history")
+            save_state(self.checkpoint, tensors, {name: getattr(self, name) for name in names})
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
@@ -351,7 +399,10 @@ class TrainingLoop:
         step = meta["step"]
         if not (isinstance(step, int) and 0 <= step <= self.total):
             raise ValueError(f"it stands at step {step} of {self.total}")
-        self.step, self.history = step, meta["history"]
+        passes = meta.get("forward_passes", 0)
+        if not (isinstance(passes, int) and passes >= 0):
+            raise ValueError("its number of forward passes is none")
+        self.step, self.history, self.forward_passes = step, meta["history"], passes
         self._saved_step = self.step
         check_tensors(tensors, self.model)
         if self.model is not None:

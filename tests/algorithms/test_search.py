@@ -20,7 +20,7 @@ from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners import LinearReasoner, step_table
 from mcot_torch.training.config import TrainerConfig
 from mcot_torch.training.result import Cost
-from mcot_torch.training.state import save_state
+from mcot_torch.training.state import load_state, save_state
 
 
 def as_set(edges):
@@ -69,9 +69,8 @@ def table_of(kernel):
 def test_the_first_step_out_of_the_cluster_is_recorded():
     """0 <-> 1 with a door 1 -> 2 of probability 1/1000; 2 and 3 swap for ever. Every walk leaves by the door."""
     kernel = [[0, 1, 0, 0], [0.999, 0, 0.001, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
-    config = SearchConfig(rounds=1, walks=5, cover_steps=4, max_steps=100_000)
     found, clusters, transitions = search_rounds(
-        table_of(kernel), torch.tensor([0, 2, 1]), config, torch.Generator().manual_seed(0)
+        table_of(kernel), torch.tensor([0, 2, 1]), 5, 4, 100_000, torch.Generator().manual_seed(0)
     )
     assert found == [{(1, 2)}, set(), {(1, 2)}]
     assert clusters.tolist() == [[True, True, False, False], [False, False, True, True], [True, True, False, False]]
@@ -85,8 +84,6 @@ def test_cost_and_step_at_the_borders_of_blocks(first_exit):
     n, cover = 600, 3
     kernel = np.roll(np.eye(n), 1, axis=1)
     walks, starts = 3, torch.tensor([0])
-    config = SearchConfig(rounds=1, walks=walks, cover_steps=cover, max_steps=550)
-
     model = table_of(kernel)
     original = search_module.estimate_cluster
 
@@ -97,7 +94,7 @@ def test_cost_and_step_at_the_borders_of_blocks(first_exit):
 
     search_module.estimate_cluster = everything_but_one
     try:
-        found, clusters, transitions = search_rounds(model, starts, config, torch.Generator().manual_seed(0))
+        found, clusters, transitions = search_rounds(model, starts, walks, cover, 550, torch.Generator().manual_seed(0))
     finally:
         search_module.estimate_cluster = original
     assert found == [{(first_exit - 1, first_exit)}]
@@ -107,8 +104,9 @@ def test_cost_and_step_at_the_borders_of_blocks(first_exit):
 
 def test_walks_are_given_up_after_max_steps():
     model = table_of([[0, 1], [1, 0]])
-    config = SearchConfig(rounds=1, walks=3, cover_steps=10, max_steps=700)
-    found, clusters, transitions = search_rounds(model, torch.tensor([0, 1]), config, torch.Generator().manual_seed(0))
+    found, clusters, transitions = search_rounds(
+        model, torch.tensor([0, 1]), 3, 10, 700, torch.Generator().manual_seed(0)
+    )
     assert found == [set(), set()]
     assert clusters.all()
     assert transitions == 2 * 3 * 700
@@ -154,7 +152,7 @@ def test_defaults_suffice_for_few_clusters(n_clusters, exact_reasoner):
 def test_starts_are_drawn_where_the_fewest_clusters_were(monkeypatch):
     seen = []
 
-    def all_but_four(reasoner, starts, config, draw, policy):
+    def all_but_four(reasoner, starts, n_walks, cover_steps, max_steps, draw, policy):
         seen.append(starts.tolist())
         return [set() for _ in starts], torch.arange(6).expand(len(starts), -1) != 4, 1
 
@@ -162,6 +160,31 @@ def test_starts_are_drawn_where_the_fewest_clusters_were(monkeypatch):
     search(LinearReasoner(6), Scales(3, 2, 0.1, 0.2), SearchConfig(rounds=8, walks=2), context())
     assert [len(starts) for starts in seen] == [3, 3, 2]
     assert seen[1:] == [[4, 4, 4], [4, 4]]
+
+
+def test_rl_mode_keeps_the_rounds_before_an_interruption(tmp_path):
+    """Algorithm 3 inside a round can take minutes and handles the signal itself: every round before it is saved."""
+    kernel = [[0, 1, 0, 0], [0.9, 0, 0.1, 0], [0, 0, 0, 1], [0.1, 0, 0.9, 0]]
+    config = SearchConfig(mode="rl", rounds=12, walks=5, cover_steps=6, max_steps=200, min_votes=1)
+    trainer = TrainerConfig(progress=False, save_every=3600.0)
+    scales, interrupted = Scales(2, 2, 0.1, 0.2), []
+
+    def on_round(edges):
+        if len(edges) == 2 and not interrupted:
+            interrupted.append(len(edges))
+            raise KeyboardInterrupt
+        return Cost()
+
+    with pytest.raises(KeyboardInterrupt):
+        search(table_of(kernel), scales, config, Context(3, tmp_path, trainer), on_round)
+    saved = load_state(tmp_path / "state.safetensors")[1]["step"]
+    assert saved > 0
+    whole = search(table_of(kernel), scales, config, Context(3, None, trainer), lambda edges: Cost())
+    lines = []
+    resumed = search(table_of(kernel), scales, config, Context(3, tmp_path, trainer, report=lines.append), on_round)
+    assert lines[0]["step"] == saved + 1
+    assert resumed.history == whole.history
+    assert torch.equal(resumed.model.votes, whole.model.votes)
 
 
 def test_nothing_found_is_an_empty_result():

@@ -8,7 +8,7 @@ import torch
 
 import mcot_torch as mt
 from mcot_torch.sampling.walks import StepTable, walk_counts
-from mcot_torch.system.machine import settings
+from mcot_torch.system.machine import torch_settings
 from mcot_torch.training.config import TrainerConfig
 
 pytestmark = pytest.mark.gpu
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_the_device_goes_on_on_the_cpu(graph, device, context_of
 def test_deterministic_mode_gives_the_same_bits(kind, graph, device, context_of):
     config = mt.PretrainConfig(steps=30, steps_after_cut=10, transitions=1_000_000, log_every=10, threshold=1e-3)
     prm, scales, results = mt.PRM.simulated(graph), mt.Scales.of(graph, 0.1), []
-    with settings(1, deterministic=True):  # as train.py has it: also while data are sampled
+    with torch_settings(1, deterministic=True):  # as train.py has it: also while data are sampled
         for _ in range(2):
             model = mt.pretrain(fresh(kind, graph, device), graph, config, context_of(deterministic=True)).model
             ppo = mt.PPOConfig(rounds=2, epochs=2, transitions=4000, path_length=32)
@@ -201,7 +201,7 @@ def test_deterministic_mode_gives_the_same_bits(kind, graph, device, context_of)
 
 def test_deterministic_mode_samples(graph, device):
     table = StepTable.from_graph(graph, device)
-    with settings(1, deterministic=True):
+    with torch_settings(1, deterministic=True):
         for walkers in (10.0, 1000.0):
             start = torch.full((graph.n_states,), walkers, device=device)
             one, two = (walk_counts(table, start, 20, torch.Generator(device).manual_seed(3)) for _ in range(2))
@@ -216,7 +216,7 @@ def test_deterministic_mode_searches_and_distils(graph, device, context_of):
         mt.PRM.simulated(true),
         mt.DistillConfig(transitions=200_000, steps=20),
     )
-    with settings(1, deterministic=True):
+    with torch_settings(1, deterministic=True):
         found = [
             mt.search(teacher, scales, mt.SearchConfig(rounds=8), context_of(deterministic=True)) for _ in range(2)
         ]

@@ -36,7 +36,7 @@ ADAM = {
     for index, shape in enumerate(WEIGHTS.values())
     for slot in ("step", "exp_avg", "exp_avg_sq")
 }
-META = ["history", "step", "total"]
+META = ["forward_passes", "history", "step", "total"]
 
 
 class Stopped(Exception):

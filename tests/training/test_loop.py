@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision import Precision
 
 import mcot_torch as mt
+from mcot_torch.algorithms import pretrain as pretrain_module
 from mcot_torch.errors import InputError, NonFiniteError
 from mcot_torch.training import loop as loop_module
 from mcot_torch.training.config import TrainerConfig
-from mcot_torch.training.devices import FabricDevices
 from mcot_torch.training.loop import TrainingLoop, cosine
 from mcot_torch.training.state import load_state
 
@@ -113,6 +114,30 @@ def test_a_body_without_finish_is_told():
         train()
 
 
+def test_break_in_the_middle_of_a_step_saves_nothing(tmp_path):
+    """The weights would be those after the step, and the number of the step the one before it."""
+    model = mt.LinearReasoner(3)
+
+    def train():
+        with TrainingLoop("toy", 2, mt.Context(folder=tmp_path, trainer=RARELY), model=model) as loop:
+            for _ in loop:
+                break
+
+    with pytest.raises(RuntimeError, match=r"step 0 of toy ended without loop\.finish\(0"):
+        train()
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_finish_of_another_step_is_told():
+    def train():
+        with TrainingLoop("toy", 2, mt.Context(trainer=RARELY)) as loop:
+            for step in loop:
+                loop.finish(step + 1, {})
+
+    with pytest.raises(RuntimeError, match=r"loop\.finish\(1, \.\.\.\) in step 0 of toy"):
+        train()
+
+
 def test_a_checkpoint_of_another_length_is_refused(tmp_path):
     run(tmp_path, total=4)
     with pytest.raises(InputError, match="is of a stage of 4 steps, not 6; delete it"):
@@ -157,6 +182,26 @@ def test_threads_and_determinism_are_restored():
     assert inside == [(2, True)]
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        run(None, total=1, body=look, trainer=TrainerConfig(progress=False, deterministic=True))
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_sampling_too_runs_with_the_settings_of_the_trainer(small_graph, monkeypatch):
+    inside, sample = [], pretrain_module.training_data
+
+    def look(*arguments):
+        inside.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+        return sample(*arguments)
+
+    monkeypatch.setattr(pretrain_module, "training_data", look)
+    trainer = TrainerConfig(progress=False, threads=2, deterministic=True)
+    config = mt.PretrainConfig(steps=1, steps_after_cut=1, transitions=1000)
+    mt.pretrain(mt.LinearReasoner(small_graph.n_states), small_graph, config, mt.Context(trainer=trainer))
+    assert inside == [(2, True)]
 
 
 def test_cosine():
@@ -179,18 +224,18 @@ def test_fabric_and_the_plain_path_give_the_same_bits(monkeypatch, small_graph, 
     plain = weights()
     used = []
 
-    def fabric(config, device):
-        used.append(FabricDevices(config, device))
-        return used[-1]
+    def fabric(precision, device):
+        used.append(Precision())  # Fabric's own plugin for 32-true
+        return used[-1].forward_context
 
-    monkeypatch.setattr(loop_module, "devices_of", fabric)
+    monkeypatch.setattr(loop_module, "autocast_of", fabric)
     through_fabric = weights()
     assert used
     assert plain.keys() == through_fabric.keys()
     assert all(torch.equal(plain[key], through_fabric[key]) for key in plain)
 
 
-def test_bf16_runs_and_learns(small_graph):
+def test_bf16_runs_and_learns(small_graph, capfd):
     model = mt.TransformerReasoner(small_graph.n_states, width=16, n_layers=1)
     model.reset_parameters(torch.Generator().manual_seed(1))
     trainer = TrainerConfig(progress=False, precision="bf16-mixed")
@@ -199,6 +244,7 @@ def test_bf16_runs_and_learns(small_graph):
     kernel = torch.from_numpy(small_graph.kernel())
     assert float((result.model.kernel() - kernel).abs().max()) < 0.05
     assert next(model.parameters()).dtype == torch.float32
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_plain_path_imports_nothing_of_lightning():
