@@ -1,0 +1,30 @@
+"""MkDocs hook: formulas of the pages become MathML while the site is built.
+
+The pages write formulas as `$...$` and `$$...$$`, which GitHub renders too. `pymdownx.arithmatex` finds them, and this hook
+converts them with latex2mathml. Browsers draw MathML themselves, so that the site needs no script, no font and no network.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+from latex2mathml.converter import convert
+
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?!<mo|</)")  # a thin space, as TeX sets it, before an argument without bracket
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """A formula as a `<math>` element; `display` is "inline" or "block"."""
+    return _FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', convert(latex, display=display))
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """The HTML of a page with every formula converted."""
+
+    def converted(match: re.Match[str]) -> str:
+        display = "block" if match[2] == "[" else "inline"
+        return mathml(html.unescape(match[3]).strip(), display)
+
+    return _FORMULA.sub(converted, content)
