@@ -1,7 +1,7 @@
 """MkDocs hook: formulas of the pages become MathML while the site is built.
 
-The pages write formulas as `$...$` and `$$...$$`, which GitHub renders too. `pymdownx.arithmatex` finds them, and this hook
-converts them with latex2mathml. Browsers draw MathML themselves, so that the site needs no script, no font and no network.
+The pages write formulas as `$...$` and `$$...$$`, which GitHub renders too. `pymdownx.arithmatex` finds them, and this
+hook converts them with latex2mathml. Browsers draw MathML themselves, so that the site needs no script and no network.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import re
 from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-_FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?!<mo|</)")  # a thin space, as TeX sets it, before an argument without bracket
+_FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?!<mo|</)")  # with an argument without bracket: TeX puts a thin space
 
 
 def mathml(latex: str, display: str = "inline") -> str:
     """A formula as a `<math>` element; `display` is "inline" or "block"."""
-    return _FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', convert(latex, display=display))
+    element = _FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', convert(latex, display=display))
+    return element.replace("&#x029F5;", "&#x02216;")  # \setminus as the sign that common fonts have
 
 
 def on_page_content(content: str, **_: object) -> str:

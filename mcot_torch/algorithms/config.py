@@ -45,7 +45,7 @@ class PretrainConfig:
 
 @dataclass
 class SearchConfig:
-    """Algorithm 2; null takes the default that THEORY.md derives from K, M and ε."""
+    """Algorithm 2; null takes a default computed from K, M and ε."""
 
     rounds: int | None = None
     """R, outer rounds; null means 3 K ln K (ln 10 where K < 10)."""

@@ -113,7 +113,9 @@ class PRM:
 
 
 def tilt_strength(hard_mass: Tensor, scales: Scales) -> Tensor:
-    """Λ_x = 1/λ_x, the gain in log-odds that takes a row's hard steps from ε to ε_max (THEORY, Algorithm 3).
+    """Λ_x = 1/λ_x, the gain in log-odds that takes a row's hard steps from ε to ε_max.
+
+    Specification, "Regularised form" (docs/specification.md#regularised-form).
 
     With W_x = q/ε and q the hard mass of the row, Λ_x = log[ε_max (1 − W_x ε) / (ε (1 − W_x ε_max))]. A row whose steps
     would fill it at ε_max (above `_FULL_ROW`; a true one has W_x ε_max < 1) does not hold rare steps only but a false

@@ -343,7 +343,7 @@ def soft_values(
     """The optimum of E[Σ γ^t (r − λ KL(p ‖ p_ref))] up to X_out, by soft policy iteration.
 
     V(x) = λ_x log Σ_y p_ref(y|x) exp(Q(x, y)/λ_x) with Q = r + γ V(y), V = 0 on X_out. With gamma = 1 and an outcome
-    reward R it is V = λ log z for the z = P_ref z of THEORY (Algorithm 3, outcome reward).
+    reward R it is V = λ log z with z = P_ref z (specification, "Outcome reward", docs/specification.md#outcome-reward).
 
     Args:
         log_ref: (N, N) float64.

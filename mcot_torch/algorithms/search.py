@@ -7,7 +7,8 @@ about the price of one unaided solve, Õ(KM/ε) transitions.
 
 Where the paper takes the union of the visited states, real sizes need a majority: with probability about
 N·T_0·n_out·ε/M a round, one walk escapes while Ĉ is still being collected. Walks that end outside Ĉ are dropped, and a
-step counts only if several rounds voted for it (THEORY section 2). Starts are drawn among the states that the fewest Ĉ
+step counts only if several rounds voted for it (specification, "Algorithm 2",
+docs/specification.md#algorithm-2-sparse-edge-search). Starts are drawn among the states that the fewest Ĉ
 held so far: with uniform starts one run in seven left some cluster with too few rounds.
 """
 

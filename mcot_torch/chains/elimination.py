@@ -2,7 +2,8 @@
 
 Grassmann, Taksar and Heyman (1985): when a state is eliminated from a Markov chain, its pivot is the sum of what
 leaves it, never 1 minus what stays. Products and sums of non-negative numbers are all that happens, so the relative
-error stays near the unit roundoff however rarely the chain moves (THEORY section 6). `gth_solve` does it on a stack
+error stays near the unit roundoff however rarely the chain moves (specification, "Elimination
+without subtractions", docs/specification.md#elimination-without-subtractions). `gth_solve` does it on a stack
 of dense blocks, recursively, so that most of the work is matrix products. Sparse chains are taken apart in
 layers.py and sparse.py.
 

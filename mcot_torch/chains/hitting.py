@@ -2,8 +2,9 @@
 
 The quantities of Theorem 3.2 (hitting times Θ̃(KM/ε)) and Proposition 2.1 (metastability). A kernel is a dense array
 or a CSR array (N, N) of which only the off-diagonal entries are used: the diagonal is implied, so that no digit is
-lost at any ε (THEORY section 6). `clusters`, where given, are labels (N,) by which the elimination is done in blocks:
-the same numbers, much sooner, where few states have steps between clusters.
+lost at any ε (specification, "Cancellation", docs/specification.md#cancellation). `clusters`, where given, are
+labels (N,) by which the elimination is done in blocks: the same numbers, much sooner, where few states have steps
+between clusters.
 
 Not here: sampling, learned models, and chains whose next step depends on more than the current state.
 """

@@ -3,7 +3,8 @@
 A layer leaves the chain watched on the states that it keeps; its way back fills in the values of the others.
 
 - `ClusterLayer` eliminates the inside of every cluster, in batches of clusters of like size, as stacks of dense
-  blocks. What is left are the portals, the states at the ends of steps between clusters (THEORY section 6.3).
+  blocks. What is left are the portals, the states at the ends of steps between clusters (specification,
+  "Elimination by cluster", docs/specification.md#elimination-by-cluster).
 - `Round` eliminates one independent set of states of few neighbours: no two of them are joined, so that a pivot a state
   is all it takes.
 

@@ -1,7 +1,8 @@
 """The chain over clusters: the paper's escape kernel q*, the pair kernel q° that distillation sees, and rescaling.
 
-Section 2 (meta-chain), Proposition 4.1 and Algorithm 4 of the paper; THEORY sections 1 and 2. All off-diagonal
-entries come without subtractions; a diagonal is what completes its row.
+Section 2 (meta-chain), Proposition 4.1 and Algorithm 4 of the paper: docs/specification.md#meta-chain,
+docs/specification.md#proposition-41-distilled-kernel, docs/specification.md#algorithm-4-meta-chain-distillation.
+All off-diagonal entries come without subtractions; a diagonal is what completes its row.
 
 Not here: training a student on sampled pairs (algorithms/distill.py).
 """

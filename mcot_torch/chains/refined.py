@@ -1,9 +1,10 @@
 """Sparse LU of I - P with its answer proved: the fallback where elimination without subtractions fills up.
 
-LU subtracts, so its answer is off by about u·E[τ], u the unit roundoff (THEORY section 6). Iterative refinement mends that
-as long as the factors are worth anything, if the residual is formed from off-diagonal entries and exits only. Whether it
-did is not guessed: D - A is an M-matrix, its inverse is non-negative, so any z ≥ 0 with (D - A) z ≥ |residual| bounds
-the error of every entry. An answer without such a proof is not given.
+LU subtracts, so its answer is off by about u·E[τ], u the unit roundoff (specification, "Cancellation",
+docs/specification.md#cancellation). Iterative refinement corrects the error as long as the factors are worth
+anything, if the residual is formed from off-diagonal entries and exits only. Whether it did is not guessed:
+D - A is an M-matrix, its inverse is non-negative, so any z ≥ 0 with (D - A) z ≥ |residual| bounds the error of
+every entry. An answer without such a proof is not given.
 """
 
 from __future__ import annotations

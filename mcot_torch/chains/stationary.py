@@ -171,7 +171,8 @@ def spectral_gap(P: Kernel, law: Array | None = None) -> float:
 
     For a reversible chain that is its own gap. A single state has gap 1, a chain in separate pieces gap 0. The gap
     is 1 / the largest eigenvalue of the Green's function with the stationary mode removed, so its relative error is
-    near 1e-14 whatever its size; an eigenvalue near -1 plays no part (THEORY section 6.5). N³ operations.
+    near 1e-14 whatever its size; an eigenvalue near -1 plays no part (specification, "Spectra",
+    docs/specification.md#spectra). N³ operations.
 
     Args:
         P: (N, N) kernel; the diagonal is not read.

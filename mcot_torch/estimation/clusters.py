@@ -1,9 +1,9 @@
 """Clusters from counts: how many (the gap in the spectrum) and which states (the leading eigenvectors of C + Cᵀ).
 
 A cut at a fixed gap in log-probability fails on sampled counts; the leading eigenvectors of C + Cᵀ are right from about
-100 visits a state (THEORY, Section 6.6). They belong to the reversible chain with flows C + Cᵀ; on clusters joined by
-rare steps those of the slow processes are nearly constant on each cluster, so that the states lie at the corners of a
-simplex (Weber and Galliat 2002, Deuflhard and Weber 2005).
+100 visits a state (docs/specification.md#clusters-from-a-kernel-or-from-counts). They belong to the reversible chain
+with flows C + Cᵀ; on clusters joined by rare steps those of the slow processes are nearly constant on each cluster, so
+that the states lie at the corners of a simplex (Weber and Galliat 2002, Deuflhard and Weber 2005).
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ from mcot_torch.system.files import read_utf8
 
 __all__ = ["Basin", "Kind", "Passage", "Trace", "TraceAnalysis", "analyse_traces", "read_traces"]
 
-_VISITS = (
-    300  # steps of a kind, on average: the eigenvectors need about 100 (THEORY, Section 6.6), and kinds are unequal
-)
+# Steps of a kind, on average: kinds are unequal, and the eigenvectors need about 100 visits of each
+# (docs/specification.md#clusters-from-a-kernel-or-from-counts).
+_VISITS = 300
 _MOST_KINDS = 200
 _EXAMPLES = 3
 _NAME = 48

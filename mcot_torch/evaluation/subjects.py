@@ -1,8 +1,9 @@
 """A model under evaluation beside the exact chain, and what is measured of it.
 
 The one place after pretraining that sees the truth: the graph, its labels and its hard steps. Each model is a
-`Subject`; `measure` turns a subject into a row. `models.py` holds the table of the models of a run. A model with window 1 has a kernel, and its expected hitting time is solved
-exactly (raw and cut, THEORY "Softmax leak"); one that reads history has none, and the hitting time of its
+`Subject`; `measure` turns a subject into a row. `models.py` holds the table of the models of a run.
+A model with window 1 has a kernel, and its expected hitting time is solved exactly, raw and cut (specification,
+"Softmax leak", docs/specification.md#softmax-leak). A model that reads history has no kernel: the hitting time of its
 context-averaged chain is reported under that name beside the sampled one.
 
 Above `_MOST_DENSE` states kernels are CSR, and what would cost N³ operations many times over (the exact law of the

@@ -24,7 +24,8 @@ __all__ = ["DEFAULT_EPSILON", "GraphConfig", "build_graph", "resolve_epsilon_max
 
 DEFAULT_EPSILON = 0.002
 _MOST_STATES = 2_000_000
-_EPSILON_MAX_TIMES_M = 0.96  # ε_max = c/M with c <= 1 (THEORY, Section 1): exactly .03 at M = 32
+# c of ε_max = c/M, at most 1 (docs/specification.md#largest-scale-of-hard-steps): ε_max is exactly 0.03 at M = 32
+_EPSILON_MAX_TIMES_M = 0.96
 _LARGEST_HARD_MASS = 0.5  # the default ε_max leaves every state at least half of its easy steps
 
 _PUZZLES = ("hanoi", "rooms", "sliding", "rewriting", "river")

@@ -1,4 +1,6 @@
-"""MetastableGraph: a sparse kernel p^ε whose hard steps scale with ε (THEORY: Section 2 of the paper).
+"""MetastableGraph: a sparse kernel p^ε whose hard steps scale with ε (Section 2 of the paper).
+
+Specification, "Kernel and hard steps" (docs/specification.md#kernel-and-hard-steps).
 
 Data only: no learning, no sampling, no linear algebra. The graph stores p^0 and the weights w of the hard steps
 rather than p^ε itself, so that `with_epsilon` is exact at every ε and nothing is ever computed as 1 - p.

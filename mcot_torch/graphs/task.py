@@ -1,4 +1,7 @@
-"""The task on a graph: the law of the start X_in and the set of targets X_out (THEORY, Section 1)."""
+"""The task on a graph: the law of the start X_in and the set of targets X_out.
+
+Specification, "Task" (docs/specification.md#task).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The logical task of a run: which group acts on the hard steps of its graph (THEORY section 4)."""
+"""The logical task of a run: which group acts on the hard steps of its graph.
+
+Specification, "Logical task" (docs/specification.md#logical-task).
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ A reasoner with `window` 1 sees the current state only, the paper's setting: it 
 those of a table. With a longer window it has none, and `context_kernel` averages its predictions over sampled contexts.
 
 A softmax over N states never gives an impossible step probability 0, and a leak of 1e-5 a state swamps the true escape
-rate ε/M (THEORY section 3, "Softmax leak"). So a reasoner carries a `Support`: *cut* predictions are a softmax over
-the supported steps, *raw* predictions ignore the support.
+rate ε/M (specification, "Softmax leak", docs/specification.md#softmax-leak). So a reasoner carries a `Support`: *cut*
+predictions are a softmax over the supported steps, *raw* predictions ignore the support.
 """
 
 from __future__ import annotations

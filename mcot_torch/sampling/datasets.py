@@ -2,7 +2,7 @@
 
 Every dataset is addressed by step: item i is a function of (seed, i) alone. A run that is killed goes on at item i + 1
 with the very batches that it would have seen, and needs no saved loader. All of them yield the same pair, so that one
-objective serves both feeders (THEORY, "Counts are sufficient"):
+objective serves both feeders (specification, "Counts are sufficient", docs/specification.md#counts-are-sufficient):
 
 - `states` (B, T) int64, contexts: every prefix of a row is one;
 - `after` (B, T, D) int64, next states, and `counts` (B, T, D), how often each of them was seen after its context.

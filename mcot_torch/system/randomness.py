@@ -14,8 +14,9 @@ __all__ = ["generator"]
 
 
 def generator(seed: int, *name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is hashed from (seed, *name): different names give other
+    """A generator whose stream is hashed from (seed, *name).
 
-    streams, never shifted copies of one another (THEORY 6.4)."""
+    Different names give other streams, never shifted copies of one another (docs/specification.md#random-numbers).
+    """
     digest = hashlib.sha256(repr((int(seed), *name)).encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

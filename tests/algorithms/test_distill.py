@@ -171,7 +171,7 @@ def test_student_learns_the_pair_kernel_and_rescales_time(student, exact_reasone
     # uniform starts are not quite stationary at ε = .03, and 10^9 steps show each hop about 10^5 times
     np.testing.assert_allclose(kernel, exact, rtol=0.05, atol=0)
     times = chains.hitting_times(kernel, [5])
-    assert times[0] / 10 == pytest.approx(1.39, rel=0.05)  # Theorem 4.3, THEORY section 2
+    assert times[0] / 10 == pytest.approx(1.39, rel=0.05)  # docs/specification.md#theorem-43-hops-of-the-student
     save_reasoner(model, tmp_path)
     loaded = load_reasoner(tmp_path)
     assert isinstance(loaded, Student)

@@ -46,7 +46,7 @@ def test_cut_steps_are_left_out_of_the_loss_and_its_gradient():
 
 
 def test_counts_give_the_gradient_of_every_sampled_step(small_graph):
-    """THEORY, "Counts are sufficient": with window 1 one pass over the states equals one over the transitions."""
+    """With window 1 a pass over states equals a pass over transitions (docs/specification.md#counts-are-sufficient)."""
     paths = walk_paths(StepTable.from_graph(small_graph), torch.arange(32), 200, torch.Generator().manual_seed(1))
     model = TransformerReasoner(32).double()
     for parameter in model.parameters():

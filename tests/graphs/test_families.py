@@ -181,7 +181,7 @@ SHAPE_ARGUMENTS = {
     "forward": {"jumps": [1, 2]},
     "bidirectional": {"shape": "bidirectional_ring"},
 }
-TABLE = {  # THEORY, Section 1
+TABLE = {  # docs/specification.md#graph-families
     "ring": {4: 0.50, 8: 0.50, 16: 0.50},
     "default": {4: 0.25, 8: 0.33, 16: 0.35},
     "forward": {4: 0.30, 8: 0.32, 16: 0.33},

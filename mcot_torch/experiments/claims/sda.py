@@ -1,6 +1,8 @@
 """Theorem 5.3: with local access exponentially many concepts look alike; with global search none do.
 
-The construction of THEORY section 4 (`LiftedUnits`): 2^K concepts p on the same states. For every p the graph is really built.
+The construction is `LiftedUnits` (specification, "Construction with hidden bits",
+docs/specification.md#construction-with-hidden-bits): 2^K concepts p on the same states.
+For every p the graph is really built.
 Its local views are digests of rows to the last bit: on the path, in the ball of radius ρ around it, in the ball of radius
 ρ + 1, and of all states. Views that must agree are taken along the longest path (all detours), whose ball contains those
 of all others; views that must differ along the shortest, whose ball is contained in them. The values of sampled

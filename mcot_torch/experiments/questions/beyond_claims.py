@@ -81,7 +81,10 @@ class Claim:
 
 
 def claims(rows: list[Measurement]) -> list[Claim]:
-    """Every claim of THEORY section 3 in the order of its table; exponents that the grid cannot tell apart are left out."""
+    """Every claim of the paper in the order of docs/specification.md#measurements-of-the-claims.
+
+    Exponents that the grid cannot tell apart are left out.
+    """
     everything = Groups.of(rows)
     parts = {kind: Groups.of(select(rows, kind=kind)) for kind in dict.fromkeys(r["kind"] for r in rows)}
     table: list[Claim] = []

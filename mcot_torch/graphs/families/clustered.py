@@ -1,11 +1,13 @@
-"""Synthetic families of metastable graphs: K clusters of M states, joined by rare hard steps (THEORY, Section 1).
+"""Synthetic families of metastable graphs: K clusters of M states, joined by rare hard steps.
+
+Specification, "Graph families" (docs/specification.md#graph-families).
 
 Shapes are chosen at two levels: how the clusters are joined (`SHAPES`) and what one cluster looks like inside
 (`CLUSTERS`). Cluster k holds the states k·M .. (k + 1)·M - 1. Every random choice comes from one integer seed.
 The hard steps of a cluster leave it at the states nearest to its entry state, never at the entry itself. Where they leave
 does not matter as ε -> 0 (with regular clusters, whose law is uniform, a walk escapes at rate ε·W/M), but at ε_max = .03 it
 shifts the default hitting time: 3,661 ± 7 steps over seeds with sources next to the entry, 3,758 ± 23 with sources anywhere
-else. The first varies less and is the 3,653 of THEORY within .6 %.
+else. The first varies less.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def clustered_graph(
     entries: Entries = "single",
     seed: int = 0,
 ) -> MetastableGraph:
-    """A graph of K equal clusters; the default is the circulant of THEORY, Section 1.
+    """A graph of K equal clusters; the default is the circulant with jumps +1, +2 and -1.
 
     The hard steps out of a cluster are its slots: one a jump (circulant, in the order given; ring +1;
     bidirectional_ring and path +1, -1; complete +1 .. +(K - 1)) or one an out-neighbour (random_regular). Slot j leaves

@@ -128,9 +128,10 @@ def write_edge_list(graph: MetastableGraph, path: str | Path, clusters_path: str
 
 
 def find_threshold(probability: NDArray[np.float64]) -> float:
-    """The geometric middle of the largest gap in log-probability, between dense and hard steps (THEORY, Section 6.6).
+    """The geometric middle of the largest gap in log-probability, between easy and hard steps.
 
-    Right for exact kernels and for counts of many visits; with few visits a state the gap closes.
+    Right for exact kernels and for counts of many visits; with few visits a state the gap closes (specification,
+    "Clusters from a kernel or from counts", docs/specification.md#clusters-from-a-kernel-or-from-counts).
 
     Raises:
         InputError: no clear gap: a factor below 5, or less than 1.5 times the second largest gap in log-probability.
