@@ -12,12 +12,15 @@ import re
 from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-_FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?!<mo|</)")  # with an argument without bracket: TeX puts a thin space
+# TeX puts a thin space around the name of a function, but none beside brackets and signs.
+_BEFORE = re.compile(r"(</(?:mi|mn|msub|msup)>)(?=<mi>(?:log|ln)</mi>)")
+_AFTER = re.compile(r"(<mi>(?:log|ln)</mi>)(?!<mo|</)")
+_SPACE = r'\1<mspace width="0.17em"/>'
 
 
 def mathml(latex: str, display: str = "inline") -> str:
     """A formula as a `<math>` element; `display` is "inline" or "block"."""
-    element = _FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', convert(latex, display=display))
+    element = _AFTER.sub(_SPACE, _BEFORE.sub(_SPACE, convert(latex, display=display)))
     return element.replace("&#x029F5;", "&#x02216;")  # \setminus as the sign that common fonts have
 
 

@@ -3,7 +3,8 @@
 A `StepTable` holds a kernel in the two forms that samplers want: successor lists with their probabilities, and Walker's
 alias table (one uniform, one comparison a step). Uniforms are float64: with float32 a step of probability
 1e-8 fires several times too often (docs/specification.md#random-numbers). On a GPU torch draws the
-binomials of `_multinomial` from 24-bit uniforms: what has less than 6e-8 expected events in one draw never happens there.
+binomials of `_multinomial` from 24-bit uniforms: what has less than 6e-8 expected events in one draw never happens
+there.
 
 Three samplers, all exact in law:
 
