@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mcot_torch.algorithms.search import resolve_search
+from mcot_torch.algorithms.search import _BLOCK, resolve_search
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.support import lists_pay
@@ -17,7 +17,6 @@ from mcot_torch.runs.config import Config
 __all__ = ["check_memory", "memory", "tables"]
 
 _GIB = 2**30
-_BLOCK = 256  # steps that search walks between two looks
 
 
 def check_memory(config: Config, n_states: int, degree: int, scales: Scales, device: torch.device) -> None:
