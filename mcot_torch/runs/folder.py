@@ -226,8 +226,8 @@ def _check_cost(cost: object) -> None:
     if not isinstance(cost, dict) or set(cost) != names:
         raise ValueError(f"its cost must hold {', '.join(sorted(names))}")
     for name, value in cost.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"cost.{name} is {value!r}; it must be a whole number of at least 0")
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"its cost.{name} is no whole number from 0 to 2^63")
 
 
 def _source(config: Config) -> str:

@@ -45,7 +45,11 @@ def tables(config: Config, n_states: int, degree: int, scales: Scales) -> Iterat
         yield "reasoner.width", f"{reasoner.width:,} in {reasoner.n_layers:,} layers", 16 * parameters
     walks = resolve_search(config.search, scales).walks or 1
     rounds = 1 if config.search.mode == "rl" else scales.n_clusters
-    yield "search.walks", f"{walks:,}", rounds * walks * (n + 8 * _BLOCK)  # states visited; a block of the paths
+    yield (
+        "search.walks",
+        f"{walks:,}",
+        rounds * walks * (n + 8 * _BLOCK),
+    )  # states visited; the steps that search walks at once
     yield "distill.label_walks", f"{distill.label_walks:,}", 8 * n * distill.label_walks
     yield "evaluation.walks", f"{config.evaluation.walks:,}", 8 * config.evaluation.walks
     recorded = distill.transitions or 0
