@@ -1,9 +1,9 @@
 """A model under evaluation beside the exact chain, and what is measured of it.
 
 The one place after pretraining that sees the truth: the graph, its labels and its hard steps. Each model is a
-`Subject`; `measure` turns a subject into a row. `models.py` holds the table of the models of a run. A model with window 1 has a kernel, and its expected hitting time is solved
-exactly (raw and cut, THEORY "Softmax leak"); one that reads history has none, and the hitting time of its
-context-averaged chain is reported under that name beside the sampled one.
+`Subject`; `measure` turns a subject into a row. `models.py` holds the table of the models of a run. A model with window 1
+has a kernel, and its expected hitting time is solved exactly (raw and cut, THEORY "Softmax leak"); a model that reads
+history has none, and the hitting time of its context-averaged chain is reported under that name beside the sampled one.
 
 Above `_MOST_DENSE` states kernels are CSR, and what would cost N³ operations many times over (the exact law of the
 hitting time) or once (the exact time without the cut, above `_MOST_RAW`) is left out.
@@ -71,6 +71,7 @@ class Subject:
         device: of the walks.
         knows: whose values the model knows in a logical task: of no step, of the hard steps that search found, or of hops;
             None for a model that returns no values.
+        student: the model over clusters, whose paths can be lifted; None for a model over states.
         extra: more entries of the row.
     """
 
@@ -90,6 +91,7 @@ class Subject:
     device: torch.device | str = "cpu"
     clusters: NDArray[np.int64] | None = None
     knows: Knowledge | None = "hard steps"
+    student: Student | None = None
     extra: ModelRow = field(default_factory=dict)
 
     def hitting_time(self, kernel: Kernel) -> float:
@@ -228,6 +230,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         parameters=sum(p.numel() for p in student.model.parameters()),
         device=student.device,
         knows="hops",
+        student=student,
         extra=extra,
     )
 
@@ -288,9 +291,9 @@ def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Mode
     law = torch.from_numpy(subject.start).to(subject.device)
     start = torch.multinomial(law, walks, replacement=True, generator=draw)
     target = torch.from_numpy(subject.mask()).to(subject.device)
-    walker = subject.walker(start, draw)
+    walkers = subject.walker(start, draw)
     begin = time.perf_counter()
-    times, censored = first_hitting_times(walker, target, horizon)
+    times, censored = first_hitting_times(walkers, target, horizon)
     seconds = time.perf_counter() - begin
     values = times.double()
     mean, half = float(values.mean()), NORMAL_975 * float(values.std()) / math.sqrt(walks)
