@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mcot_torch.algorithms.search import _BLOCK, resolve_search
+from mcot_torch.algorithms.search import STEPS_BETWEEN_LOOKS, resolve_search
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.support import lists_pay
@@ -48,7 +48,7 @@ def tables(config: Config, n_states: int, degree: int, scales: Scales) -> Iterat
     yield (
         "search.walks",
         f"{walks:,}",
-        rounds * walks * (n + 8 * _BLOCK),
+        rounds * walks * (n + 8 * STEPS_BETWEEN_LOOKS),
     )  # states visited; the steps that search walks at once
     yield "distill.label_walks", f"{distill.label_walks:,}", 8 * n * distill.label_walks
     yield "evaluation.walks", f"{config.evaluation.walks:,}", 8 * config.evaluation.walks
