@@ -98,7 +98,7 @@ def torch_floor(told: Told, device: str) -> str | None:
     """The CPU tests on this machine's torch; a small choice of them in a rehearsal."""
     words = ["-n", "8", "--maxprocesses", "8", "-p", "no:cacheprovider", "--maxfail", "20", "--durations=5"]
     if device == "cpu":
-        words = ["-n", "0", "-p", "no:cacheprovider", "tests/test_data.py"]
+        words = ["-n", "0", "-p", "no:cacheprovider", "tests/sampling/test_datasets.py"]
     return _pytest(told, words, {"CUDA_VISIBLE_DEVICES": ""})
 
 

@@ -83,6 +83,41 @@ def test_a_room_imports_only_rooms_before_it():
     assert KNOWN - found == set(), "resolved: take it off the list"
 
 
+def imports_of_the_root(tree: ast.Module) -> list[str]:
+    """The imports that name the package itself, written as they stand: they hide the room that they read."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module)] if f"{node.module}.{node.names[0].name}" not in MODULES else []
+        else:
+            continue
+        found += [ast.unparse(node)] if PACKAGE.name in names else []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "n_found"),
+    [
+        ("import mcot_torch", 1),
+        ("import mcot_torch as mt", 1),
+        ("def f():\n    from mcot_torch import build_graph", 1),
+        ("from mcot_torch import errors", 0),
+        ("import mcot_torch.errors", 0),
+        ("from mcot_torch.graphs.graph import MetastableGraph", 0),
+    ],
+)
+def test_an_import_of_the_root_is_seen(source, n_found):
+    assert len(imports_of_the_root(ast.parse(source))) == n_found
+
+
+def test_no_module_imports_the_root():
+    """The root re-exports names of every room, so that an import of it would hide which room a module needs."""
+    found = {name: imports_of_the_root(ast.parse(path.read_text(encoding="utf-8"))) for name, path in MODULES.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 def test_entry_points_are_short():
     for name, path in MODULES.items():
         if name.endswith(".__main__"):

@@ -34,7 +34,7 @@ from mcot_torch.training.result import Cost, Result
 
 __all__ = ["SearchConfig", "resolve_search", "search"]
 
-_BLOCK = 256  # steps between two looks for walks that left
+STEPS_BETWEEN_LOOKS = 256  # steps between two looks for walks that left
 
 
 @with_trainer_settings
@@ -143,8 +143,8 @@ def search_rounds(
     walkers = walker(reasoner, starts.repeat_interleave(n_walks), draw, policy)
     visited = torch.zeros(n_rounds * n_walks, reasoner.n_states, dtype=torch.bool, device=device)
     visited.scatter_(1, walkers.states[:, None], True)
-    for first in range(0, cover_steps, _BLOCK):
-        visited.scatter_(1, walkers.advance(min(_BLOCK, cover_steps - first)), True)
+    for first in range(0, cover_steps, STEPS_BETWEEN_LOOKS):
+        visited.scatter_(1, walkers.advance(min(STEPS_BETWEEN_LOOKS, cover_steps - first)), True)
     cluster = estimate_cluster(visited.view(n_rounds, n_walks, -1))  # (R, S)
     transitions = n_rounds * n_walks * cover_steps
 
@@ -156,7 +156,7 @@ def search_rounds(
     done = cover_steps
     while done < max_steps and len(rounds):
         last = walkers.states
-        path = walkers.advance(min(_BLOCK, max_steps - done))  # (W, block)
+        path = walkers.advance(min(STEPS_BETWEEN_LOOKS, max_steps - done))  # (W, block)
         outside = ~cluster[rounds[:, None], path]
         left = outside.any(dim=1)
         exit_at = outside.to(torch.uint8).argmax(dim=1)

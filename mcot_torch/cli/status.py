@@ -66,8 +66,8 @@ def exit_status(
 def _ended(status: int) -> int:
     """The status of an error; a rank ends here and now.
 
-    Were the error let go of, DDP's buffers in its frames would be freed, which may never end: that waits for gloo's thread,
-    which waits for Python's lock.
+    Were the error let go of, the tensors of an unfinished all-reduce in its frames would be freed. That may never end, because
+    it waits for gloo's thread, which waits for Python's lock.
     """
     if is_rank(os.environ):
         sys.stdout.flush()

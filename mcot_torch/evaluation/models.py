@@ -56,6 +56,8 @@ class EvaluationInputs:
         teacher: name of the model that the student learned from.
         contexts: sampled paths over which a reasoner with a window above 1 is averaged.
         seed: of those paths.
+        fresh: builds the reasoner of the run before any training, on the device of the models; None where no configuration
+            is known.
     """
 
     problem: Problem
@@ -63,6 +65,7 @@ class EvaluationInputs:
     teacher: str = "tuned"
     contexts: int = 4096
     seed: int = 0
+    fresh: Callable[[], Reasoner] | None = None
 
     @cached_property
     def raised(self) -> MetastableGraph:
@@ -94,12 +97,16 @@ class ModelEntry:
         title: what the report calls it.
         unit: "steps" of the chain or "hops" between clusters.
         reference: name of the exact kernel that it is compared with.
-        colour: in figures, #rrggbb.
+        colour: in figures, #rrggbb. Choose a colour of Okabe and Ito that no other entry has, so that colour-blind readers can
+            tell the models apart; #d55e00 is taken, because it marks hard steps that search missed.
         subject: makes the model under evaluation from this entry and the inputs; None where its stage has not run.
         stage: the stage of a run that produces it; None for a model that no stage produces.
-        knows: see `Subject.knows`.
+        knows: whose values the model knows in a logical task: "nothing" (the values of no step), "hard steps" (of the hard
+            steps that search found), "hops" (of hops between clusters), or None for a model that returns no values.
         own_weights: whether it differs from another model by its weights, not by the policy that samples from it.
-        lifted: whether its paths are lifted to paths of states; the entries `lifted_*` of its row tell of them.
+        lifted: whether its paths are lifted to paths of states, which the entries `lifted_*` of its row describe. Its subject
+            must have a `student`.
+        competes: whether the report may call it the fastest model so far; False for models that are shown for reference.
         dark_colour: in the report on dark paper; None for `colour`.
         marker: plotly symbol in charts of single probabilities.
     """
@@ -114,6 +121,7 @@ class ModelEntry:
     knows: Knowledge | None = "nothing"
     own_weights: bool = True
     lifted: bool = False
+    competes: bool = True
     dark_colour: str | None = None
     marker: str = "circle-open"
 
@@ -173,58 +181,59 @@ def _student(entry: ModelEntry, inputs: EvaluationInputs) -> Subject | None:
 # colours of Okabe and Ito, which colour-blind readers can tell apart
 _ENTRIES = (
     ModelEntry(
-        "base",
-        "base chain",
-        "steps",
-        "p^ε",
-        "#6b6b6b",
-        _base,
+        name="base",
+        title="base chain",
+        unit="steps",
+        reference="p^ε",
+        colour="#6b6b6b",
+        subject=_base,
         knows=None,
+        competes=False,
         dark_colour="#a3a7ab",
         marker="line-ew-open",
     ),
     ModelEntry(
-        "pretrained",
-        "pretrained model",
-        "steps",
-        "p^ε",
-        "#0072b2",
-        _pretrained,
-        "pretrain",
+        name="pretrained",
+        title="pretrained model",
+        unit="steps",
+        reference="p^ε",
+        colour="#0072b2",
+        subject=_pretrained,
+        stage="pretrain",
         dark_colour="#56b4e9",
     ),
     ModelEntry(
-        "guided",
-        "guided model",
-        "steps",
-        "p^ε_max",
-        "#e69f00",
-        _guided,
-        "search",
+        name="guided",
+        title="guided model",
+        unit="steps",
+        reference="p^ε_max",
+        colour="#e69f00",
+        subject=_guided,
+        stage="search",
         knows="hard steps",
         own_weights=False,
         dark_colour="#f0b43c",
     ),
     ModelEntry(
-        "tuned",
-        "tuned model",
-        "steps",
-        "p^ε_max",
-        "#009e73",
-        _tuned,
-        "ppo",
+        name="tuned",
+        title="tuned model",
+        unit="steps",
+        reference="p^ε_max",
+        colour="#009e73",
+        subject=_tuned,
+        stage="ppo",
         knows="hard steps",
         dark_colour="#2fc196",
         marker="circle",
     ),
     ModelEntry(
-        "student",
-        "student",
-        "hops",
-        "meta-chain",
-        "#cc79a7",
-        _student,
-        "distill",
+        name="student",
+        title="student",
+        unit="hops",
+        reference="meta-chain",
+        colour="#cc79a7",
+        subject=_student,
+        stage="distill",
         knows="hops",
         lifted=True,
         dark_colour="#dc9cbf",
@@ -300,17 +309,17 @@ def measure_models(
             row, times[subject.name] = measure(watched, walks, horizon_factor, inputs.seed)
             rows[subject.name] = row | judged()
             if MODELS[subject.name].lifted:
-                rows[subject.name] |= _lifted(inputs, walks, values)
+                rows[subject.name] |= _lifted(subject, inputs, walks, values)
         bar.update(len(found))
     add_speedups(rows)
     return Measured(rows, times, {subject.name: subject for subject in found})
 
 
-def _lifted(inputs: EvaluationInputs, walks: int, values: Values | None) -> ModelRow:
-    """Entries of the student's lifted paths, which need its teacher and the hard steps that search found."""
+def _lifted(subject: Subject, inputs: EvaluationInputs, walks: int, values: Values | None) -> ModelRow:
+    """Entries of the lifted paths of a subject; lifting needs the teacher and the hard steps that search found."""
     problem, models = inputs.problem, inputs.models
     teacher = models.reasoner(inputs.teacher)
-    if models.student is None or models.prm is None or teacher is None:
+    if subject.student is None or models.prm is None or teacher is None:
         return {}
     judge = None if values is None else values.lifted
-    return measure_lift(models.student, teacher, models.prm, problem.graph, problem.task, walks, inputs.seed, judge)
+    return measure_lift(subject.student, teacher, models.prm, problem.graph, problem.task, walks, inputs.seed, judge)

@@ -76,8 +76,12 @@ class Models:
         return self.reasoner(config.distill.teacher)
 
     def reasoner(self, name: str) -> Reasoner | None:
-        """The reasoner called "pretrained" or "tuned"; None where its stage has not run."""
-        return {"pretrained": self.pretrained, "tuned": self.tuned}[name]
+        """The reasoner over states under that attribute name, such as "tuned"; None where its stage has not run.
+
+        Raises:
+            KeyError: no attribute of that name holds a reasoner over states.
+        """
+        return {key: model for key, model in vars(self).items() if key not in ("prm", "student")}[name]
 
 
 def pose(graph: MetastableGraph, graph_config: GraphConfig, task: TaskConfig, logic: LogicConfig) -> Problem:

@@ -12,7 +12,9 @@ ModelRow = dict[str, Any]
 
 
 def known_time(row: Mapping[str, Any]) -> float | None:
-    """Expected hitting time of a model: exact where it is solved, else the sampled mean; None where the row has neither.
+    """Expected hitting time of a model if its row has one: exact where it is solved, else the sampled mean, else None.
+
+    For rows that may be empty or incomplete, such as those of an unfinished run; `expected_time` is for complete rows.
 
     >>> known_time({"hitting_time_exact": None, "hitting_time_sampled": {"mean": 9.0}})
     9.0
@@ -23,7 +25,13 @@ def known_time(row: Mapping[str, Any]) -> float | None:
 
 
 def expected_time(row: Mapping[str, Any]) -> float:
-    """Expected hitting time of a model whose row is complete: exact where it is solved, else the sampled mean."""
+    """Expected hitting time of a model whose row is complete: exact where it is solved, else the sampled mean.
+
+    A missing entry is a `KeyError`; `known_time` gives None instead.
+
+    >>> expected_time({"hitting_time_exact": 8.5, "hitting_time_sampled": {"mean": 9.0}})
+    8.5
+    """
     exact: float | None = row["hitting_time_exact"]
     mean: float = row["hitting_time_sampled"]["mean"]
     return mean if exact is None else exact

@@ -72,6 +72,7 @@ class Subject:
         device: of the walks.
         knows: whose values the model knows in a logical task: of no step, of the hard steps that search found, or of hops;
             None for a model that returns no values.
+        student: the model over clusters, whose paths can be lifted; None for a model over states.
         extra: more entries of the row.
     """
 
@@ -91,6 +92,7 @@ class Subject:
     device: torch.device | str = "cpu"
     clusters: NDArray[np.int64] | None = None
     knows: Knowledge | None = "hard steps"
+    student: Student | None = None
     extra: ModelRow = field(default_factory=dict)
 
     def hitting_time(self, kernel: Kernel) -> float:
@@ -229,6 +231,7 @@ def student_subject(student: Student, truth: MetastableGraph, task: Task) -> Sub
         parameters=sum(p.numel() for p in student.model.parameters()),
         device=student.device,
         knows="hops",
+        student=student,
         extra=extra,
     )
 
@@ -289,9 +292,9 @@ def _sample(subject: Subject, walks: int, horizon: int, seed: int) -> tuple[Mode
     law = torch.from_numpy(subject.start).to(subject.device)
     start = torch.multinomial(law, walks, replacement=True, generator=draw)
     target = torch.from_numpy(subject.mask()).to(subject.device)
-    walker = subject.walker(start, draw)
+    walkers = subject.walker(start, draw)
     begin = time.perf_counter()
-    times, censored = first_hitting_times(walker, target, horizon)
+    times, censored = first_hitting_times(walkers, target, horizon)
     seconds = time.perf_counter() - begin
     values = times.double()
     mean, half = float(values.mean()), NORMAL_975 * float(values.std()) / math.sqrt(walks)

@@ -2,7 +2,7 @@
 
 Each part's dataclass stands beside the code that it configures; this file composes them and holds the domain of every
 number in one table. What depends on the graph (ε_max, clusters, names of states) is checked when the graph is built. Bad
-input is an `InputError` of one line, which cli.py prints. Nothing here imports Lightning, so that --help and mistakes are
+input is an `InputError` of one line, which `cli/status.py` prints. Nothing here imports Lightning, so that --help and mistakes are
 answered at once.
 """
 

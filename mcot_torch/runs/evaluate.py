@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mcot_torch.algorithms.config import default_distill_transitions
 from mcot_torch.errors import InputError
 from mcot_torch.evaluation.curves import SurvivalCurve, curve_entries, survival_curves
 from mcot_torch.evaluation.models import EvaluationInputs, Measured, measure_models
 from mcot_torch.evaluation.problem import Models, Problem, shortest_path
 from mcot_torch.evaluation.rows import ModelRow
 from mcot_torch.evaluation.values import Values
+from mcot_torch.reasoners import Reasoner, build_reasoner
 from mcot_torch.report.page.material import Material
 from mcot_torch.report.page.story import report_page
 from mcot_torch.report.page.values import value_table
@@ -59,7 +61,12 @@ def evaluate_run(
         )
     seed = config.seed if seed is None else seed
     walks = walks or config.evaluation.walks
-    inputs = EvaluationInputs(problem, models, config.distill.teacher, config.evaluation.contexts, seed)
+    trained_on = models.pretrained.device
+
+    def fresh() -> Reasoner:
+        return build_reasoner(config.reasoner, problem.graph.n_states, config.seed, trained_on)
+
+    inputs = EvaluationInputs(problem, models, config.distill.teacher, config.evaluation.contexts, seed, fresh)
     values = _values(config, inputs)
     measured = measure_models(inputs, walks, config.evaluation.horizon_factor, values, config.trainer.progress)
     rows, curves = measured.rows, survival_curves(measured)
@@ -109,7 +116,11 @@ def _values(config: Config, inputs: EvaluationInputs) -> Values | None:
 
 
 def _sampled(config: Config, models: Models, transitions: dict[str, Any]) -> dict[str, float | None]:
-    """Stage -> steps that it sampled; None where that is unknown."""
+    """Stage -> steps that it was asked to sample, as the report shows them; None where that is unknown.
+
+    The `cost` of metrics.json counts more: the paths on which pretraining decides the cut of a longer window, and the walks by
+    which distillation labels the states. It also rounds to whole walks.
+    """
     assert models.pretrained is not None
     window = models.pretrained.window
     steps = config.pretrain.steps + config.pretrain.steps_after_cut
@@ -117,7 +128,7 @@ def _sampled(config: Config, models: Models, transitions: dict[str, Any]) -> dic
         pretrain = steps * config.pretrain.batch_size * window
     else:
         pretrain = config.pretrain.transitions * (steps if config.pretrain.data == "pairs" else 1)
-    distill = config.distill.transitions or (1_000_000_000 if window == 1 else 2_000_000)
+    distill = config.distill.transitions or default_distill_transitions(window)
     return {"pretrain": pretrain, **transitions, "distill": distill}
 
 
@@ -141,13 +152,20 @@ def _surroundings(config: Config, problem: Problem, folder: RunFolder, walks: in
         },
         "transitions": {
             "search": folder.metrics("search")["transitions"] if folder.is_finished("search") else None,
-            "ppo": next((x["env_steps"] for x in reversed(folder.history("ppo")) if "env_steps" in x), None),
+            "ppo": _sampled_by_ppo(folder),
         },
         "seed": config.seed,
         "evaluation": {"seed": seed, "walks": walks},
         "seconds": manifest["seconds"],
         "versions": {"mcot_torch": manifest["mcot_torch"], "python": manifest["python"], **manifest["packages"]},
     }
+
+
+def _sampled_by_ppo(folder: RunFolder) -> float | None:
+    """Steps that PPO sampled; None where it has not finished, or sampled nothing because it took the exact sign form."""
+    if folder.is_finished("ppo") and "cost" in (metrics := folder.metrics("ppo")):
+        return metrics["cost"]["transitions"] or None
+    return next((x["env_steps"] for x in reversed(folder.history("ppo")) if "env_steps" in x), None)
 
 
 def _draw(folder: RunFolder, inputs: EvaluationInputs, measured: Measured, curves: dict[str, SurvivalCurve]) -> None:

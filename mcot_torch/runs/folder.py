@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mcot_torch.runs.manifest import check_format, new_manifest, read_manifest, 
 from mcot_torch.system.files import read_json, refuse_links, write_text
 from mcot_torch.system.ranks import is_first
 from mcot_torch.training.loop import Context
-from mcot_torch.training.result import Metrics
+from mcot_torch.training.result import Cost, Metrics
 from mcot_torch.training.state import check_history, load_state
 
 __all__ = ["RunFolder"]
@@ -152,7 +153,13 @@ class RunFolder:
             save_reasoner(model, self.stage(name))
 
     def finish(self, name: str, history: list[Metrics], **summary: Any) -> None:
-        """Mark a stage finished; its models must be saved before. The manifest notes the digest of each of its files."""
+        """Mark a stage finished; its models must be saved before. The manifest notes the digest of each of its files.
+
+        Args:
+            name: the stage.
+            history: its logged lines.
+            summary: more entries of metrics.json, among them `cost`, the fields of the stage's `Cost`.
+        """
         text = json.dumps({**summary, "history": history}, indent=1)
         manifest = self.manifest()
         manifest["pieces"][name] = stage_digests(self.stage(name), text)
@@ -172,6 +179,8 @@ class RunFolder:
             check_history(metrics.get("history"))
             if name == "search" and not isinstance(metrics.get("transitions"), int):
                 raise ValueError("it does not say how many transitions search took")
+            if "cost" in metrics:  # runs of version 0.1 have none
+                _check_cost(metrics["cost"])
         except ValueError as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
         return metrics
@@ -209,6 +218,16 @@ class RunFolder:
         """Flush TensorBoard's events."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _check_cost(cost: object) -> None:
+    """Raise `ValueError` unless `cost` holds the fields of a `Cost`, each a count."""
+    names = {field.name for field in fields(Cost)}
+    if not isinstance(cost, dict) or set(cost) != names:
+        raise ValueError(f"its cost must hold {', '.join(sorted(names))}")
+    for name, value in cost.items():
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"its cost.{name} is no whole number from 0 to 2^63")
 
 
 def _source(config: Config) -> str:

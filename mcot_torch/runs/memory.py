@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mcot_torch.algorithms.search import resolve_search
+from mcot_torch.algorithms.search import STEPS_BETWEEN_LOOKS, resolve_search
 from mcot_torch.errors import InputError
 from mcot_torch.graphs.scales import Scales
 from mcot_torch.reasoners.support import lists_pay
@@ -17,7 +17,6 @@ from mcot_torch.runs.config import Config
 __all__ = ["check_memory", "memory", "tables"]
 
 _GIB = 2**30
-_BLOCK = 256  # steps that search walks between two looks
 
 
 def check_memory(config: Config, n_states: int, degree: int, scales: Scales, device: torch.device) -> None:
@@ -46,7 +45,11 @@ def tables(config: Config, n_states: int, degree: int, scales: Scales) -> Iterat
         yield "reasoner.width", f"{reasoner.width:,} in {reasoner.n_layers:,} layers", 16 * parameters
     walks = resolve_search(config.search, scales).walks or 1
     rounds = 1 if config.search.mode == "rl" else scales.n_clusters
-    yield "search.walks", f"{walks:,}", rounds * walks * (n + 8 * _BLOCK)  # states visited; a block of the paths
+    yield (
+        "search.walks",
+        f"{walks:,}",
+        rounds * walks * (n + 8 * STEPS_BETWEEN_LOOKS),
+    )  # states visited; the steps that search walks at once
     yield "distill.label_walks", f"{distill.label_walks:,}", 8 * n * distill.label_walks
     yield "evaluation.walks", f"{config.evaluation.walks:,}", 8 * config.evaluation.walks
     recorded = distill.transitions or 0

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +169,7 @@ def _pretrain(config: Config, problem: Problem, fresh: Reasoner, folder: RunFold
     context = folder.context("pretrain", config, make_probe(problem.graph))
     result = pretrain(fresh, problem.graph, config.pretrain, context)
     folder.keep("pretrain", result.model)
-    return result.history, {}
+    return result.history, {"cost": asdict(result.cost)}
 
 
 def _search(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
@@ -189,7 +189,7 @@ def _search(config: Config, problem: Problem, models: Models, folder: RunFolder)
         prm.save(folder.stage("search") / "edges.csv")
     if config.search.mode == "rl":
         folder.keep("search", reasoner)
-    return result.history, {"edges": len(prm.edges), "transitions": transitions}
+    return result.history, {"edges": len(prm.edges), "transitions": transitions, "cost": asdict(result.cost)}
 
 
 def _reinforce(config: Config, problem: Problem, reasoner: Reasoner, reference: Reasoner) -> Callable[[Tensor], Cost]:
@@ -222,11 +222,11 @@ def _ppo(config: Config, problem: Problem, models: Models, folder: RunFolder) ->
         reasoner = load_reasoner(folder.stage("search"), reasoner.device)
         if config.ppo.form == "sign":  # RL mode has raised every step already
             folder.keep("ppo", reasoner)
-            return [{"step": 0, **context.probe(reasoner)}], {}  # type: ignore[misc]
+            return [{"step": 0, **context.probe(reasoner)}], {"cost": asdict(Cost())}  # type: ignore[misc]
     start, target = _start_and_target(problem)
     result = ppo(reasoner, models.prm, problem.scales, config.ppo, context, start, target, models.pretrained)
     folder.keep("ppo", result.model)
-    return result.history, {}
+    return result.history, {"cost": asdict(result.cost)}
 
 
 def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder) -> tuple[list[Metrics], dict]:
@@ -244,4 +244,4 @@ def _distill(config: Config, problem: Problem, models: Models, folder: RunFolder
     folder.keep("distill", student)
     if is_first():
         graph.save(folder.stage("distill") / "graph.npz")
-    return result.history, {"n_clusters": student.n_states}
+    return result.history, {"n_clusters": student.n_states, "cost": asdict(result.cost)}

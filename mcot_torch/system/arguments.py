@@ -147,7 +147,7 @@ class Parser(ArgumentParser):
         return f"unknown key {dashes}{key}; {hint}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """jsonargparse's complaint in one line; raised, so that cli.py alone prints and exits."""
+        """jsonargparse's complaint in one line; raised, so that `cli/status.py` alone prints and exits."""
         raise InputError(self._plain(message)) from None
 
     def _plain(self, message: str) -> str:

@@ -52,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place once the body has written it without an error.
 
     Raises:
-        OSError: with `errno` and `filename`, which cli.py tells in one line; `path` is as it was.
+        OSError: with `errno` and `filename`, which `cli/status.py` tells in one line; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -23,7 +23,7 @@ __all__ = ["Bar", "console", "progress_bar", "say"]
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Let cli.py tell that nobody reads any more; rich would end the program without a word."""
+        """Let `cli/status.py` tell that nobody reads any more; rich would end the program without a word."""
         raise
 
 

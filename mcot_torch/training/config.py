@@ -15,7 +15,8 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """ "auto" means CUDA where there is one, else the CPU."""
     devices: int = 1
-    """Processes that train together, each with a GPU or CPU thread of its own; they sample other numbers than one does."""
+    """Processes that train together, each with a GPU or CPU thread of its own. Results depend on the number of processes,
+    because each draws from its own random stream."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the training; "auto" is "ddp" for more than one."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

@@ -6,13 +6,22 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcot_torch.evaluation.models import MODELS, ModelEntry, made_by, ordered
-from mcot_torch.evaluation.subjects import reasoner_subject
-from mcot_torch.reasoners import LinearReasoner
+from mcot_torch.algorithms.config import DistillConfig
+from mcot_torch.algorithms.distill import distill
+from mcot_torch.algorithms.prm import PRM
+from mcot_torch.evaluation.models import MODELS, EvaluationInputs, ModelEntry, made_by, measure_models, ordered
+from mcot_torch.evaluation.problem import Models, Problem
+from mcot_torch.evaluation.subjects import measure_lift, reasoner_subject, student_subject
+from mcot_torch.experiments.support import exact_reasoner
+from mcot_torch.graphs.build import GraphConfig, build_graph
+from mcot_torch.graphs.scales import Scales
+from mcot_torch.graphs.task import TaskConfig, build_task
 from mcot_torch.report import figures
 from mcot_torch.runs import evaluate
 from mcot_torch.runs.config import STAGES, parse_train
@@ -58,15 +67,23 @@ WORDS = [
 ]
 
 
-def fresh(entry, inputs):
-    problem = inputs.problem
-    reasoner = LinearReasoner(problem.graph.n_states)
+def untrained(entry, inputs):
+    """The reasoner of the run before training, whichever kind the configuration names."""
+    problem, reasoner = inputs.problem, inputs.fresh()
     return reasoner_subject(
         entry.name, reasoner, problem.graph, entry.reference, problem.task, inputs.contexts, inputs.seed
     )
 
 
-UNTRAINED = ModelEntry("untrained", "untrained model", "steps", "p^ε", "#123456", fresh)
+UNTRAINED = ModelEntry(
+    name="untrained",
+    title="untrained model",
+    unit="steps",
+    reference="p^ε",
+    colour="#123456",
+    subject=untrained,
+    competes=False,
+)
 
 
 def test_every_stage_makes_one_model():
@@ -129,3 +146,36 @@ def test_a_run_before_the_entry_stays_as_it_was(shown, monkeypatch):
     """Without the entry the same folder has the rows that it always had."""
     monkeypatch.delitem(MODELS, "untrained")
     assert list(evaluate.evaluate_run(shown[0], figures=False)["models"]) == list(MODELS)
+
+
+def test_an_untrained_model_is_never_the_fastest_so_far(shown, monkeypatch):
+    """A fresh model steps anywhere and arrives early, which is no achievement."""
+    folder, _, _ = shown
+    for stage in ("search", "ppo", "distill"):
+        (folder / stage / "metrics.json").unlink()
+    evaluate.evaluate_run(folder)
+    rows = json.loads((folder / "evaluation.json").read_text())["models"]
+    assert list(rows) == ["base", "pretrained", "untrained"]
+    assert rows["untrained"]["hitting_time_exact"] < 0.9 * rows["base"]["hitting_time_exact"]
+    lede = re.search(r'<p class="lede">(.*?)</p>', (folder / "report.html").read_text())[1]
+    assert "untrained" not in lede
+
+
+def test_each_lifted_entry_is_measured_on_its_own_student(monkeypatch):
+    """A second student, trained for longer than the first, has lifted paths of its own."""
+    graph = build_graph(GraphConfig(n_clusters=4, cluster_size=4, cluster="complete", epsilon=0.02, epsilon_max=0.1))
+    task, scales = build_task(TaskConfig(), graph), Scales.of(graph, 0.1)
+    teacher, prm = exact_reasoner(graph), PRM(graph.n_states, torch.from_numpy(graph.sparse_edges))
+    first, second = (
+        distill(teacher, prm, scales, DistillConfig(steps=steps, transitions=200_000)).model for steps in (1, 300)
+    )
+
+    def other(entry, inputs):
+        return student_subject(second, inputs.problem.graph, inputs.problem.task)
+
+    monkeypatch.setitem(MODELS, "other", replace(MODELS["student"], name="other", subject=other, stage=None))
+    inputs = EvaluationInputs(Problem(graph, task, scales), Models(teacher, prm, teacher, first))
+    rows = measure_models(inputs, 200, 12.0).rows
+    alone = measure_lift(second, teacher, prm, graph, task, 200, 0)
+    assert {key: rows["other"][key] for key in alone} == alone
+    assert rows["student"]["lifted_steps"] != rows["other"]["lifted_steps"]

@@ -184,6 +184,11 @@ def test_a_student_that_never_arrives_leaves_the_question_open():
     assert "E[τ⁺] / exact, pretrained teacher, linear" in summary.why
 
 
+def test_every_question_has_its_checks():
+    """A question without checks would fail in slow tests only."""
+    assert set(CHECKS) == set(BEYOND)
+
+
 def test_escape_and_error_of_a_student_by_hand():
     """On a directed ring every hop p is the escape to every other cluster: a walk that left comes by all of them."""
     from mcot_torch.experiments.questions.beyond_learned import _escape_ratio, _rms

@@ -95,7 +95,7 @@ def test_files(tmp_path):
         ({"n_clusters": 3}, "graph.jumps 2 and -1 are equal mod n_clusters 3"),
         ({"degree": 32}, "graph.degree is 32; with cluster_size 32"),
         ({"degree": 3, "cluster_size": 31}, "graph.degree is 3 and cluster_size 31: no regular graph"),
-        ({"family": "star"}, "graph.family is 'star'; it is one of circulant, ring,"),
+        ({"family": "no_family"}, "graph.family is 'no_family'; it is one of circulant, ring,"),
         ({"family": "hanoi", "n_discs": 1}, "graph.n_discs is 1; it must lie in 2 .. 10"),
         ({"family": "edge_list"}, "graph.path is missing; the family edge_list reads a file: set graph.path to it"),
         ({"family": "saved"}, "graph.path is missing; the family saved reads a file"),

@@ -403,6 +403,22 @@ def test_hostile_histories(mine, tmp_path, history, message):
             load_state(tmp_path / "state.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        (3, "its cost must hold forward_passes, rounds, transitions"),
+        ({"transitions": 3}, "its cost must hold forward_passes, rounds, transitions"),
+        ({"transitions": -1, "forward_passes": 0, "rounds": 0}, "its cost.transitions is no whole number"),
+        ({"transitions": 0, "forward_passes": True, "rounds": 0}, "its cost.forward_passes is no whole number"),
+        ({"transitions": 0, "forward_passes": 0, "rounds": 10**400}, "its cost.rounds is no whole number"),
+    ],
+)
+def test_hostile_costs(mine, cost, message):
+    (mine[0] / "ppo" / "metrics.json").write_text(json.dumps({"cost": cost, "history": []}))
+    with pytest.raises(InputError, match=message):
+        RunFolder(mine[0]).metrics("ppo")
+
+
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
 )

@@ -240,12 +240,12 @@ def _advantage(row: Measurement, name: str) -> float:
 
 def _pooled(rows: list[Measurement], key: str) -> tuple[float, float, str]:
     """Wilson's interval of a share over all walks of all runs."""
-    from scipy.stats import binomtest
+    from mcot_torch.evaluation.statistics import wilson_interval
 
     n = sum(row["walks"] for row in rows)
     hits = sum(round(row[key] * row["walks"]) for row in rows)
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
-    return interval.low, interval.high, f"{hits / n:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
+    low, high = (float(end) for end in wilson_interval(hits / n, n))
+    return low, high, f"{hits / n:.2%} [{low:.2%}, {high:.2%}]"
 
 
 def figure(settings: Settings, rows: list[Measurement], summary: Summary) -> Figure:

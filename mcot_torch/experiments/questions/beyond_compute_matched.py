@@ -70,6 +70,7 @@ def measure(point: Point) -> Measurement:
     from mcot_torch.algorithms.config import SearchConfig
     from mcot_torch.algorithms.prm import guidance
     from mcot_torch.algorithms.search import resolve_search, search
+    from mcot_torch.evaluation.measures import edge_precision_recall
     from mcot_torch.training.loop import Context
 
     problem, method, seed = make_problem(point), point["method"], point["seed"]
@@ -78,11 +79,10 @@ def measure(point: Point) -> Measurement:
     full = resolve_search(SearchConfig(), scales).rounds or 1
     found = search(reasoner, scales, SearchConfig(rounds=max(1, round(point["share"] * full))), Context(seed))
     prm, searched = found.model, found.cost.transitions
-    edges, true = (set(map(tuple, e.tolist())) for e in (prm.edges, graph.sparse_edges))
     row: Measurement = {
         "base": problem.base,
         "ideal": problem.ideal,
-        "recall": len(edges & true) / len(true),
+        "recall": edge_precision_recall(prm.edges, graph.sparse_edges)[1],
         "search": searched,
         "setup": searched,
         "arrived": 1.0,

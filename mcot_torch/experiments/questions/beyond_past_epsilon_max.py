@@ -7,7 +7,6 @@ spectral method still find the clusters, and what a student distilled there is w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +22,7 @@ from mcot_torch.experiments.plots import GREY, legend, log_axis, panels, trend
 from mcot_torch.experiments.questions.beyond_common import answer, make_problem, median
 from mcot_torch.experiments.support import exact_reasoner
 from mcot_torch.graphs.graph import MetastableGraph
+from mcot_torch.graphs.scales import Scales
 
 
 @dataclass
@@ -169,12 +169,12 @@ def summarise(settings: Settings, rows: list[Measurement]) -> Summary:
         "speed is bought with the clusters."
     )
     overtaken = [e for e in sorted(settings.epsilons) if (middle["time"][e] or 0) < (middle["lifted"][e] or 0)]
-    size = settings.cluster_size
+    cover = Scales(settings.n_clusters, settings.cluster_size, low, aim).cover_steps
     notes = [
         "The lifted student walks inside clusters with hard steps cut, so that its steps do not depend on ε; the chain's own walk "
         + (f"is faster from ε = {overtaken[0]:g} on only." if overtaken else "is slower at every ε."),
-        f"Search fails first, for want of two time scales: it takes T_0 = 2.5 M ln M = {2.5 * size * math.log(size):.0f} steps to see a cluster, more than the T_max = M/ε "
-        f"after which walks have left it from ε = {1 / (2.5 * math.log(size)):.2g} on. The spectral method, which reads the exact kernel, needs no walks.",
+        f"Search fails first, for want of two time scales: it takes T_0 = 2.5 M ln M = {cover} steps to see a cluster, more than the T_max = M/ε "
+        f"after which walks have left it from ε = {settings.cluster_size / cover:.2g} on. The spectral method, which reads the exact kernel, needs no walks.",
         "Easy steps from the sources vanish as ε nears 1: the states behind them are reached rarely (the smallest law of S_kk), so A1 goes, and hitting times to "
         "them rise, while the entry, which every hard step into the cluster hits, is reached ever faster.",
     ]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mcot_torch.evaluation.aggregate import EvaluatedRun, SeedGroup, interquartile_mean
-from mcot_torch.report.figures.compare import Curve, Panel
+from mcot_torch.evaluation.models import made_by
+from mcot_torch.report.figures.compare import GroupCurve, Panel
 from mcot_torch.report.figures.style import Array
 
 __all__ = ["panels"]
@@ -55,7 +56,7 @@ def _survival(groups: Sequence[SeedGroup]) -> Panel:
 
 def _alive(run: EvaluatedRun, who: str) -> tuple[Array, Array] | None:
     """Survival of one model of a run: exact where it is, sampled otherwise."""
-    curve = run.result["survival"].get(run.teacher if who == "teacher" else "student")
+    curve = run.result["survival"].get(run.teacher if who == "teacher" else made_by("distill").name)
     if curve is None:
         return None
     alive = curve["exact"] if curve["exact"] is not None else curve["sampled"]
@@ -81,6 +82,6 @@ def _points(group: SeedGroup, stage: str, metric: str, x: str) -> Iterator[tuple
 
 def _add(panel: Panel, group: int, who: str, found: list[tuple[Array, Array]], grid: Array, together: Array) -> None:
     if len(found) > 1:
-        panel.curves += [Curve(group, who, x, y) for x, y in found]
+        panel.curves += [GroupCurve(group, who, x, y) for x, y in found]
     if len(grid):
-        panel.curves.append(Curve(group, who, grid, interquartile_mean(together.T), middle=True))
+        panel.curves.append(GroupCurve(group, who, grid, interquartile_mean(together.T), middle=True))

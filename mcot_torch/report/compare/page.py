@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcot_torch.evaluation.aggregate import METRICS, SeedGroup, aggregate, models_of
-from mcot_torch.evaluation.models import ordered
+from mcot_torch.evaluation.models import MODELS, made_by, ordered
 from mcot_torch.report.compare.files import cell, note
-from mcot_torch.report.figures.compare import Panel
+from mcot_torch.report.figures.compare import GROUP_COLOURS, Panel
 from mcot_torch.report.page.charts import Chart, line, log_axis, numbers, plain_axis
 from mcot_torch.report.page.page import Section, page, plot, table
 from mcot_torch.report.text import escape, plural
 
 __all__ = ["comparison_page"]
 
-_COLOURS = ("pretrained", "guided", "tuned", "student", "missed", "base")  # blue, orange, green, ... as in the PNG
-
 
 def _tone(group: int) -> str:
-    return _COLOURS[group % len(_COLOURS)]
+    """CSS variable of a group's colour, which is the colour in the PNG: that of a model, else that of missed hard steps."""
+    colour = GROUP_COLOURS[group % len(GROUP_COLOURS)]
+    return next((name for name, entry in MODELS.items() if entry.colour == colour.lower()), "missed")
 
 
 def comparison_page(groups: Sequence[SeedGroup], panels: Sequence[Panel]) -> str:
@@ -97,7 +97,7 @@ def _verdict(groups: Sequence[SeedGroup]) -> str:
         where = f" with {escape(group.name)}" if len(groups) > 1 else ""
         if found is not None:
             teachers.append(f"{cell(found)} times{where}")
-        if (student := aggregate(group, "student", METRICS[0])) is not None:
+        if (student := aggregate(group, made_by("distill").name, METRICS[0])) is not None:
             hops.append(cell(student))
     answer = f"The teacher beats the base chain {'; '.join(teachers[:4])}" if teachers else "No model arrives"
     answer += f"; and so on for {len(teachers) - 4} more groups" if len(teachers) > 4 else ""

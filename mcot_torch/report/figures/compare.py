@@ -26,15 +26,15 @@ from mcot_torch.report.figures.style import (
     thousands,
 )
 
-__all__ = ["GROUP_COLOURS", "Curve", "Panel", "compare_figure"]
+__all__ = ["GROUP_COLOURS", "GroupCurve", "Panel", "compare_figure"]
 
 GROUP_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY)
 """Of the groups in their order, again from the first after the last."""
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line.
+class GroupCurve:
+    """One line of a panel: a run of a group, or the middle of the group.
 
     Attributes:
         group: number of its group.
@@ -59,7 +59,7 @@ class Panel:
     ylabel: str
     log_x: bool = False
     log_y: bool = False
-    curves: list[Curve] = field(default_factory=list)
+    curves: list[GroupCurve] = field(default_factory=list)
 
 
 def compare_figure(panels: Sequence[Panel], names: Sequence[str]) -> Figure:

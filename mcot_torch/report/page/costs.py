@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mcot_torch.evaluation.models import ordered, title
+from mcot_torch.evaluation.models import made_by, ordered, title
 from mcot_torch.evaluation.rows import expected_time
 from mcot_torch.evaluation.statistics import wilson_interval
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis
-from mcot_torch.report.page.material import Cost, Material
+from mcot_torch.report.page.material import Material, StageCost
 from mcot_torch.report.page.page import Section, plot, table
 from mcot_torch.report.page.picture import SIZE
 from mcot_torch.report.page.sampling import Routes, Thought, chain_of_thought, frames, lifted_thought, sample_routes
@@ -23,6 +23,7 @@ _SHOWN_ROUTES = 10
 _MOST_STEPS = 300_000  # of a chain of thought from a table: seconds at the worst
 _MOST_READ = 4_000  # of one whose model reads history
 _LIFTED = "lifted path"
+_STUDENT = made_by("distill").name
 
 # ---- 4: costs ---------------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ def _seconds_chart(m: Material, section: Section) -> str:
     )
 
 
-def _stage_point(c: Cost, x: float, y: float, side: str) -> dict[str, Any]:
+def _stage_point(c: StageCost, x: float, y: float, side: str) -> dict[str, Any]:
     told = [f"{amount(c.transitions)} steps sampled", seconds(c.seconds), f"then {number(c.after)} steps to the target"]
     return {
         "type": "scatter", "mode": "markers+text", "x": numbers([x]), "y": numbers([y]), "showlegend": False,
@@ -141,9 +142,9 @@ def student_section(m: Material) -> Section:
     if m.models.student is None:
         section.answer = not_yet("distill")
         return section
-    teacher, student = m.rows[m.teacher], m.rows["student"]
+    teacher, student = m.rows[m.teacher], m.rows[_STUDENT]
     most = round(6 * max(100.0, expected_time(teacher)))
-    ours = sample_routes(m.subjects["student"], m.student_clusters, m.seed, _ROUTES, most)
+    ours = sample_routes(m.subjects[_STUDENT], m.student_clusters, m.seed, _ROUTES, most)
     theirs = sample_routes(m.subjects[m.teacher], m.graph.clusters, m.seed, _ROUTES, min(most, 50_000))
     compared = theirs.n >= _ROUTES // 2 and ours.n >= _ROUTES // 2
     section.answer = (
@@ -167,7 +168,7 @@ def student_section(m: Material) -> Section:
 
 
 def _beside(m: Material, ours: Routes, theirs: Routes | None) -> str:
-    teacher, student = m.rows[m.teacher], m.rows["student"]
+    teacher, student = m.rows[m.teacher], m.rows[_STUDENT]
 
     def answers(row: dict[str, Any]) -> str:
         return number(row["steps_per_second"] / max(1e-9, expected_time(row)))
@@ -212,15 +213,13 @@ def _routes_chart(m: Material, section: Section, ours: Routes, theirs: Routes) -
     labels = [f"<span>{label(route)}</span>" for route in top]
     places = np.arange(len(top))
     data = []
-    for name, routes, shift in ((m.teacher, theirs, -0.14), ("student", ours, 0.14)):
+    for name, routes, shift in ((m.teacher, theirs, -0.14), (_STUDENT, ours, 0.14)):
         p = np.array([routes.share(route) for route in top])
         low, high = wilson_interval(p, routes.n)
-        told = [
-            f"{m.teacher if name != 'student' else 'student'}<br>{'→'.join(cluster(k) for k in route)}" for route in top
-        ]
+        told = [f"{name}<br>{'→'.join(cluster(k) for k in route)}" for route in top]
         data.append(
             {"type": "scatter", "mode": "markers", "x": numbers(p), "y": numbers(places + shift), "text": told,
-             "name": f"teacher ({name})" if name != "student" else name,
+             "name": f"teacher ({name})" if name != _STUDENT else name,
              "hovertemplate": "%{text}<br>%{x:.1%} of walks<extra></extra>", "marker": {"size": 9, "color": colour(name)},
              "error_x": {"type": "data", "symmetric": False, "array": numbers(high - p), "arrayminus": numbers(p - low),
                          "color": colour(name), "thickness": 2, "width": 0}}

@@ -19,11 +19,11 @@ from mcot_torch.graphs.task import Task
 from mcot_torch.reasoners.reasoner import Reasoner
 from mcot_torch.report.page.picture import Picture
 
-__all__ = ["Cost", "Material"]
+__all__ = ["Material", "StageCost"]
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCost:
     """What one stage took and gave.
 
     Attributes:
@@ -108,7 +108,7 @@ class Material:
         return self.graph.clusters[self.models.student.representatives.cpu().numpy()]
 
     @cached_property
-    def costs(self) -> list[Cost]:
+    def costs(self) -> list[StageCost]:
         """The finished stages in order."""
         out = []
         for entry in ordered(self.rows):
@@ -116,5 +116,5 @@ class Material:
                 row = self.rows[entry.name]
                 after = row.get("lifted_steps") if entry.lifted else expected_time(row)
                 seconds = self.result["seconds"].get(entry.stage)
-                out.append(Cost(entry.stage, entry.name, self.sampled[entry.stage], seconds, after))
+                out.append(StageCost(entry.stage, entry.name, self.sampled[entry.stage], seconds, after))
         return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mcot_torch.evaluation.models import MODELS, ordered, title
+from mcot_torch.evaluation.models import ordered, title
 from mcot_torch.evaluation.rows import expected_time
 from mcot_torch.report.figures import empirical_survival, stairs
 from mcot_torch.report.page.charts import Chart, colour, line, log_axis, numbers, plain_axis, thinned
@@ -50,7 +50,8 @@ def _header(m: Material) -> str:
             f'<li style="--c:var(--{model})"><span class="who">{_capital(entry.title)}</span><b>{value}</b>'
             f"<span>{faster}</span></li>"
         )
-    best = min((n for n in rows if MODELS[n].unit == "steps"), key=lambda n: expected_time(rows[n]))
+    competing = [entry.name for entry in ordered(rows) if entry.unit == "steps" and entry.competes]
+    best = min(competing, key=lambda n: expected_time(rows[n]))
     lede = (
         f"From {typeset(m.task.description).replace(' → ', ' to the ' if 'entry' in m.task.description else ' to ')} "
         f"a chain of thought on this graph takes {number(base)} steps on average. "
