@@ -193,7 +193,7 @@ def cluster_counts(after: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (K, K) float64.
 
-    Example:
+    Examples:
         >>> after, counts = torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[5.0, 1.0], [4.0, 2.0], [6.0, 0.0]])
         >>> cluster_counts(after, counts.double(), torch.tensor([0, 0, 1])).tolist()
         [[10.0, 2.0], [0.0, 6.0]]

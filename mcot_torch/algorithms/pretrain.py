@@ -48,7 +48,7 @@ def pretrain(
     Returns:
         The reasoner, the logged lines and the cost.
 
-    Example:
+    Examples:
         >>> import mcot_torch as mt
         >>> graph = mt.build_graph(mt.GraphConfig(n_clusters=4, cluster_size=8, epsilon=0.02))
         >>> reasoner = mt.LinearReasoner(graph.n_states)

@@ -83,7 +83,7 @@ class Attempts:
         problem: (A,) int64, number of the problem that each attempt tries to solve; None for a single problem.
         group: (A,) int64, number of the group whose attempts are compared with one another; None without groups.
 
-    Example:
+    Examples:
         >>> paths = torch.tensor([[0, 1, 2, 0], [0, 0, 1, 1]])
         >>> attempts = Attempts.until(paths, goal=torch.tensor([False, False, True]))
         >>> attempts.lengths.tolist(), attempts.ends.tolist(), attempts.final.tolist()

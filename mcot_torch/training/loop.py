@@ -435,7 +435,7 @@ def _signals(request: Callable[[], None]) -> Iterator[None]:
 def cosine(step: int, total: int) -> float:
     """Decay from 1 at step 0 to 0 at `total`.
 
-    Example:
+    Examples:
         >>> cosine(0, 10), round(cosine(5, 10), 6), cosine(10, 10)
         (1.0, 0.5, 0.0)
     """

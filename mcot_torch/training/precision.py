@@ -23,7 +23,7 @@ def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractCo
         precision: "32-true" or "bf16-mixed".
         device: device of the model.
 
-    Example:
+    Examples:
         >>> with autocast_of("32-true", torch.device("cpu"))():
         ...     print(torch.is_autocast_enabled("cpu"))
         False

@@ -23,7 +23,7 @@ class Cost:
             logging are not counted.
         rounds: sequential rounds: optimiser steps of Algorithms 1 and 4, rounds of Algorithms 2 and 3.
 
-    Example:
+    Examples:
         >>> Cost(100, 10, 1) + Cost(5, 0, 2)
         Cost(transitions=105, forward_passes=10, rounds=3)
     """
