@@ -242,11 +242,11 @@ class Counted:
         ({}, None),
         ({"votes": [[0, 3, 2**63 - 1]]}, None),
         ({"cost": [0, 0, 0]}, None),
-        ({"votes": torch.tensor([[0, 3, 2**63]], dtype=torch.uint64)}, "no table of steps and counts"),  # no int64
+        ({"votes": torch.tensor([[0, 3, 2]], dtype=torch.int32)}, "no table of steps and counts"),  # no int64
         ({"votes": [[0, 3, -1]]}, "a count that is none"),
         ({"votes": [[0.0, 3.0, 0.5]]}, "no table of steps and counts"),
         ({"votes": [[0, 3]]}, "no table of steps and counts"),
-        ({"cost": torch.tensor([2**63, 0, 0], dtype=torch.uint64)}, "a count that is none"),
+        ({"cost": torch.tensor([7, 8, 2], dtype=torch.int32)}, "a count that is none"),
         ({"cost": [0.5, 0.0, 0.0]}, "a count that is none"),
         ({"cost": [7, -1, 2]}, "a count that is none"),
         ({"cost": [7, 8]}, "no table of steps and counts"),
