@@ -50,7 +50,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["linear", "transformer", "window 4"])
+@pytest.mark.parametrize("kind", ["linear", "transformer", pytest.param("window 4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("stage", "options"), CASES, ids=str)
 def test_a_stage_in_blocks(kind, stage, options, monkeypatch, hold_at_once):
     whole, history = trained(kind, stage, **options)

@@ -25,6 +25,7 @@ def result_of(folder):
     return json.loads((folder / "on_gpu.json").read_text()), (folder / "on_gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_overruns_costs_no_other(tmp_path, monkeypatch, capsys):
     orphan = tmp_path / "orphan"
     child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(orphan)!r}).touch()"
